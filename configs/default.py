@@ -1,0 +1,87 @@
+"""Every field of a run, once, with its unit and where the paper speaks of it; a dataset's config is its difference.
+
+The values are KDSR with the paper's settings (Section 4, "Parameter Settings") where the paper gives them. ``:NAME``,
+``:kdsr-NAME`` and ``:tuned-NAME`` behind a config file's name choose another row of Table 2: see
+``kdsr_jax.config.apply_variant``.
+"""
+
+from ml_collections import ConfigDict
+
+from kdsr_jax.config import apply_variant
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    """Return the default configuration, KDSR on the planted shop, or the variant that ``argument`` names."""
+    config = ConfigDict()
+    config.seed = 0  # of parameters, dropout, batches and pairs; teacher and planted shop have their own
+
+    config.data = data = ConfigDict()
+    data.name = "planted"  # dataset: the folder <root>/<name>, or the embedded planted shop
+    data.source = "auto"  # auto | folder | planted; auto = planted by that name, else the folder
+    data.root = ""  # folder that holds <name>/interactions.*; not part of the fingerprint
+    data.k_core = 5  # interactions that each user and each item must keep; 1 = no filter (Section 4, datasets)
+    data.max_length = 50  # items of the history a model reads
+    data.window_stride = 0  # items between the windows of a longer history; 0 = half of max_length
+    data.modalities = ("image-facets", "text-facets")  # <modality>-<encoder> of features/*.npz; () = item ids only
+
+    data.planted = planted = ConfigDict()  # settings of the planted shop; read by no other source
+    planted.num_users = 1200  # users
+    planted.num_items = 600  # items, 12 or more
+    planted.mean_length = 12.0  # interactions a user on average, 6 .. num_items / 3
+    planted.entanglement = 0.5  # 0 = one block of features a facet .. 1 = a full rotation mixes all facets
+    planted.noise = 0.3  # standard deviation of the noise on the features, whose signal has 1
+    planted.missing_rate = 0.05  # share of items that lack a modality, for each modality
+    planted.cold_rate = 0.02  # share of items that come on sale late, so that no train part has them
+    planted.feature_dim = 64  # width of the features, 8 or more
+    planted.seed = 0  # of the shop and its log
+
+    config.teacher = teacher = ConfigDict()
+    teacher.condensed_dim = 0  # width of the condensed features and modality tables; 0 = model.dim (Section 3.1)
+    teacher.autoencoder = "linear"  # linear | pca | sigmoid (Section 3.2: "a linear autoencoder")
+    teacher.rotation = "balanced"  # balanced | random | none: what is dealt to which split (not in the paper)
+    teacher.score_fn = "cosine"  # cosine | dot | euclidean | manhattan: the correlation function (Section 3.2, Table 4)
+    teacher.num_splits = 8  # chunks of a condensed vector, D (Section 3.2; value in Section 4)
+    teacher.num_codes = 100  # codewords of a codebook, x (Section 3.2; value in Section 4)
+    teacher.quantizer = "vq"  # vq | kmeans | vq_joint (Section 3.2, Table 4)
+    teacher.num_pairs = 1_000_000  # item pairs the codebook is fitted on
+    teacher.seed = 0  # of autoencoder, rotation, item pairs and codebook
+
+    config.distill = distill = ConfigDict()
+    distill.enabled = True  # both distillation losses and their heads (Section 3.2)
+    distill.lambda_score = 1.0  # weight of the holistic loss, lambda_1 (Equation 7; value in Section 4)
+    distill.lambda_code = 0.5  # weight of the dissected loss, lambda_2 (Equation 7; value in Section 4)
+    distill.temperature = 1.5  # tau of the soft match (Equation 3; value in Section 4)
+    distill.sigma = "sigmoid"  # sigmoid | softmax (over an item's row of pairs) | identity (Equation 3)
+    distill.pair_budget = 2048  # item pairs a step, drawn from all pairs of the batch; 0 = all of them
+
+    config.model = model = ConfigDict()
+    model.name = "sasrm"  # backbone: sasrec | sasrm (Section 4, baselines)
+    model.tables = "tuned"  # modality tables: tuned | frozen | none (Figure 3)
+    model.dim = 128  # width of item and sequence representations (Section 4)
+    model.num_layers = 2  # blocks of the backbone
+    model.num_heads = 2  # attention heads; divides dim
+    model.hidden_dropout = 0.5  # rate on embeddings and block outputs (searched in 0 .. 0.9 in Section 4)
+    model.attention_dropout = 0.5  # rate on attention weights (likewise)
+    model.fusion = "gate"  # gate | concat | sum: item id and modalities to one vector (Equation 1)
+    model.readout = "last"  # last | last_sum | mean | long_short: states to one sequence vector (Equation 6)
+    model.short_term = 3  # last positions that count as short-term interest, q (Equation 6)
+    model.item_scores = "ids"  # ids | fused: what the sequence vector is compared with (Section 3.3)
+    model.table_scale = 0.2  # root mean square of the modality tables at the start (not in the paper)
+
+    config.train = train = ConfigDict()
+    train.epochs = 100  # passes over the training targets, at most
+    train.batch_size = 512  # prediction targets a step (Section 4)
+    train.learning_rate = 1e-3  # of Adam, epsilon (Section 3.3; searched in 1e-4 .. 1e-1 in Section 4)
+    train.weight_decay = 0.0  # coupled L2 regularisation (searched in {0, 1e-5} in Section 4)
+    train.clip_norm = 0.0  # largest global norm of the gradient; 0 = no clipping
+    train.ramp_epochs = 10  # epochs until the modality tables learn at full rate, eta; 0 = no ramp (Section 3.3)
+    train.ramp_start = 0.1  # share of the learning rate the ramp starts from (Section 3.3)
+    train.steps_per_call = 32  # steps the device runs between two looks of the host
+    train.patience = 5  # evaluations without a new best before training stops
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.protocol = "validation"  # validation | paper | both: who chooses the epoch, see the README
+    evaluation.every = 1  # epochs between evaluations
+    evaluation.topk = (5, 10, 20)  # cut-offs k of hr@k, mrr@k and ndcg@k, rising (5 and 20 in Table 2)
+    evaluation.filter_seen = False  # leave out of the ranking what the history holds (the paper keeps it in)
+    return apply_variant(config, argument)

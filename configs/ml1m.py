@@ -1,0 +1,19 @@
+"""KDSR on MovieLens-1M (6,040 users, 3,416 movies, 999,611 ratings after 5-core), with posters and plots.
+
+    python -m kdsr_jax.main --config=configs/ml1m.py --config.data.root=PATH --workdir=runs/ml1m
+
+PATH/ml-1m holds interactions.*, and features/image-efficientnet-lite0.npz and features/text-minilm.npz.
+``configs/ml1m.py:sasrec``, ``:sasrm``, ``:tuned-sasrm`` and ``:kdsr-sasrm`` are rows to compare with.
+"""
+
+from configs import default
+from kdsr_jax.config import apply_variant
+
+
+def get_config(argument=None):
+    config = default.get_config()
+    config.data.name = "ml-1m"
+    config.data.modalities = ("image-efficientnet-lite0", "text-minilm")
+    config.distill.lambda_score = 0.5  # the weights of the paper for this dataset (Section 4)
+    config.distill.lambda_code = 0.1
+    return apply_variant(config, argument)

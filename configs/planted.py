@@ -1,0 +1,17 @@
+"""KDSR on the planted shop, which is generated on the fly: no download, no data folder.
+
+    python -m kdsr_jax.main --config=configs/planted.py --workdir=runs/planted
+
+The true relations between items are known here, so ``--mode=stats`` also prints the best attainable hr@20 and that of
+popularity, between which the result lies. ``configs/planted.py:sasrec`` and the other variants work as anywhere.
+"""
+
+from configs import default
+from kdsr_jax.config import apply_variant
+
+
+def get_config(argument=None):
+    config = default.get_config()
+    config.model.dim = 64  # the features have no more dimensions
+    config.train.epochs = 40
+    return apply_variant(config, argument)

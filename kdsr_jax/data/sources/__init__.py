@@ -1,0 +1,1 @@
+"""Where logs, item metadata and features come from, one source a module."""

@@ -1,0 +1,268 @@
+"""Your own data: a folder with `interactions.csv`, `.csv.gz` or `.parquet` and, optionally, `items.jsonl[.gz]`."""
+
+import csv
+import gzip
+import json
+import logging
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+
+from kdsr_jax.data.interactions import RawLog
+from kdsr_jax.errors import UserError
+
+_logger = logging.getLogger("kdsr_jax")
+
+LOG_NAMES = ("interactions.csv", "interactions.csv.gz", "interactions.parquet")
+_ITEM_NAMES = ("items.jsonl", "items.jsonl.gz")
+_ID_COLUMNS = ("user_id", "item_id")
+_TIME_COLUMN = "timestamp"
+_GZIP_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
+_ID_TYPE = pa.dictionary(pa.int32(), pa.string())
+
+
+def find_log(folder: str | Path) -> Path | None:
+    """Return the interactions file of a folder, or None where there is none.
+
+    Args:
+        folder: folder of one data set.
+
+    Raises:
+        UserError: there is more than one.
+    """
+    return _find_one(Path(folder), LOG_NAMES)
+
+
+def load_log(folder: str | Path) -> RawLog:
+    """Read the interactions of a folder.
+
+    Columns: `user_id`, `item_id` (always strings: "007" stays "007"), `timestamp` (optional, a number). Others, such as
+    `rating`, are ignored: every row is an interaction (paper §4).
+
+    Args:
+        folder: folder of one data set.
+
+    Returns:
+        The log in the order of the file.
+
+    Raises:
+        UserError: no file or more than one, a column is missing, no rows, a broken file or row, an empty id, or a
+            timestamp that is not a number; the line names the file and, where one is at fault, the row.
+    """
+    path = find_log(folder)
+    if path is None:
+        raise UserError(f"{folder}: no interactions file; looked for {', '.join(LOG_NAMES)}")
+    table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    if table.num_rows == 0:
+        raise UserError(f"{path}: the log is empty: it has no interactions")
+    user_codes, user_names = _encode(table["user_id"], path, "user_id")
+    item_codes, item_names = _encode(table["item_id"], path, "item_id")
+    timestamps = _timestamps(table[_TIME_COLUMN], path) if _TIME_COLUMN in table.column_names else None
+    return RawLog(user_codes, item_codes, user_names, item_names, timestamps)
+
+
+def load_items(folder: str | Path, item_ids: np.ndarray) -> list[dict] | None:
+    """Read item metadata, one JSON object a line with an `item_id`; items outside the log are ignored and counted.
+
+    Args:
+        folder: folder of one data set.
+        item_ids: [N + 1] unicode, raw item ids by item index; entry 0 is padding.
+
+    Returns:
+        N + 1 objects by item index, empty for padding and for items without metadata, `item_id` always a string; None
+        where the folder has no such file.
+
+    Raises:
+        UserError: more than one file, or a line that is not an object with a new `item_id`; it is named by number.
+    """
+    path = _find_one(Path(folder), _ITEM_NAMES)
+    if path is None:
+        return None
+    index_of = {item_id: index for index, item_id in enumerate(item_ids.tolist()) if index}
+    items: list[dict] = [{} for _ in item_ids]
+    seen, ignored = set(), 0
+    for number, item in _json_lines(path):
+        item_id = item["item_id"]
+        if item_id in seen:
+            raise UserError(f"{path}: line {number}: item {item_id!r} occurs a second time")
+        seen.add(item_id)
+        if item_id in index_of:
+            items[index_of[item_id]] = item
+        else:
+            ignored += 1
+    if ignored:
+        _logger.info("%s: ignored %s items outside the log", path, f"{ignored:,}")
+    return items
+
+
+def _find_one(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """Return the one file of `folder` with one of the `names`."""
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if len(found) > 1:
+        raise UserError(f"{folder}: {' and '.join(path.name for path in found)} both exist; keep one")
+    return found[0] if found else None
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open a file for reading bytes, decompressing `.gz`."""
+    try:
+        return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, dict]]:
+    """Yield each line's number and object, its `item_id` a non-empty string."""
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, _parse_item(line, path, number)
+    except _GZIP_ERRORS as error:
+        raise UserError(f"{path}: broken gzip file after line {number} ({error})") from None
+
+
+def _parse_item(line: bytes, path: Path, number: int) -> dict:
+    """Parse one line of item metadata."""
+    try:
+        item = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: line {number}: not UTF-8") from None
+    except ValueError as error:
+        raise UserError(f"{path}: line {number}: not JSON ({error})") from None
+    if not isinstance(item, dict):
+        raise UserError(f"{path}: line {number}: not a JSON object")
+    item_id = item.get("item_id")
+    if isinstance(item_id, bool) or not isinstance(item_id, str | int) or item_id == "":
+        raise UserError(f"{path}: line {number}: 'item_id' is missing, or neither a string nor a whole number")
+    return item | {"item_id": str(item_id)}
+
+
+def _read_csv(path: Path) -> pa.Table:
+    """Read the columns in use of a csv file."""
+    try:
+        with _open(path) as file:
+            columns = _columns_in_use(_header(file, path), path)
+        types = {name: _ID_TYPE if name in _ID_COLUMNS else pa.string() for name in columns}
+        with _open(path) as file:
+            return pa.csv.read_csv(
+                file,
+                parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+                convert_options=pa.csv.ConvertOptions(include_columns=columns, column_types=types),
+            )
+    except _GZIP_ERRORS as error:
+        raise UserError(f"{path}: broken gzip file, cut short or damaged ({error})") from None
+    except pa.ArrowInvalid as error:
+        # Arrow names no row when it reads in blocks; the slow reader finds it.
+        _raise_first_bad_row(path)
+        raise UserError(f"{path}: not readable as csv ({str(error).splitlines()[0]})") from None
+
+
+def _header(file: BinaryIO, path: Path) -> list[str]:
+    """Return the column names of a csv file."""
+    try:
+        names = next(csv.reader([file.readline().decode("utf-8-sig")]), None)
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: row 0 (line 1, the header): not UTF-8") from None
+    except csv.Error as error:
+        raise UserError(f"{path}: row 0 (line 1, the header): not readable as csv ({error})") from None
+    if not names:
+        raise UserError(f"{path}: the log is empty: it has not even a header")
+    return names
+
+
+def _columns_in_use(names: list[str], path: Path) -> list[str]:
+    """Check the column names; return those that are read."""
+    for column in _ID_COLUMNS:
+        if column not in names:
+            raise UserError(f"{path}: column {column!r} is missing; the file has: {', '.join(names)}")
+    wanted = [column for column in (*_ID_COLUMNS, _TIME_COLUMN) if column in names]
+    for column in wanted:
+        if names.count(column) > 1:
+            raise UserError(f"{path}: column {column!r} occurs more than once")
+    return wanted
+
+
+def _raise_first_bad_row(path: Path) -> None:
+    """Raise a line that names the first ragged or non-UTF-8 row, where there is one."""
+    rows = _csv_rows(path)
+    width = len(next(rows)[2])
+    for row, line, fields in rows:
+        if len(fields) != width:
+            raise UserError(f"{path}: row {row} (line {line}): {len(fields)} fields where the header has {width}")
+        try:
+            "".join(fields).encode("latin-1").decode("utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: row {row} (line {line}): not UTF-8") from None
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, int, list[str]]]:
+    """Yield number (the header is 0), last line and fields of every row that is not blank; for error messages only."""
+    with _open(path) as file:
+        # Latin-1 takes every byte, so a broken character does not stop the parser before its row is known.
+        reader = csv.reader(line.decode("latin-1") for line in file)
+        try:
+            yield from ((row, reader.line_num, fields) for row, fields in enumerate(filter(None, reader)))
+        except csv.Error as error:
+            raise UserError(f"{path}: line {reader.line_num}: not readable as csv ({error})") from None
+
+
+def _name_row(path: Path, row: int) -> str:
+    """Name a data row, counted from 1, and in a csv file its line."""
+    if path.suffix == ".parquet":
+        return f"{path}: row {row}"
+    return f"{path}: row {row} (line {next(line for number, line, _ in _csv_rows(path) if number == row)})"
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    """Read the columns in use of a parquet file."""
+    try:
+        names = pa.parquet.read_schema(path).names
+        return pa.parquet.read_table(path, columns=_columns_in_use(names, path), read_dictionary=list(_ID_COLUMNS))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file ({error})") from None
+
+
+def _encode(column: pa.ChunkedArray, path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the codes [n] int32 of a column of ids and the ids that they stand for."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
+        raise UserError(f"{path}: column {name!r} is of type {kind}; ids must be strings or whole numbers")
+    if not pa.types.is_dictionary(column.type):
+        column = pc.dictionary_encode(column.cast(pa.string()))
+    encoded = column.unify_dictionaries().combine_chunks()
+    names = np.array(encoded.dictionary.cast(pa.string()).to_pylist(), dtype=str)
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+    # A missing id has code -1, which picks the True at the end; a quote that is never closed swallows whole rows.
+    bad = np.flatnonzero(np.append((names == "") | (np.char.find(names, "\n") >= 0), True)[codes])
+    if len(bad):
+        raise UserError(f"{_name_row(path, bad[0] + 1)}: {name!r} is empty or holds a line break (an unclosed quote?)")
+    return codes, names
+
+
+def _timestamps(column: pa.ChunkedArray, path: Path) -> np.ndarray:
+    """Return a column of times as [n] int64, or float64 where some are not whole."""
+    for kind in (pa.int64(), pa.float64()):
+        try:
+            values = column.cast(kind)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            continue
+        bad = np.flatnonzero(~values.is_valid().to_numpy() | ~np.isfinite(values.fill_null(0).to_numpy()))
+        if len(bad):
+            raise _bad_timestamp(column, int(bad[0]), path)
+        return values.to_numpy()
+    is_number = pc.match_substring_regex(column.cast(pa.string()), r"^-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
+    raise _bad_timestamp(column, int(np.argmin(is_number.fill_null(False).to_numpy())), path)
+
+
+def _bad_timestamp(column: pa.ChunkedArray, row: int, path: Path) -> UserError:
+    """Build the error that names a row without a usable time."""
+    return UserError(f"{_name_row(path, row + 1)}: timestamp {column[row].as_py()!r} is not a number")

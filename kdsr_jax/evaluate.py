@@ -1,0 +1,119 @@
+"""Full ranking of all items for every target, on the device (paper Section 4, Evaluation Protocol)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdsr_jax.data.batches import Batches
+from kdsr_jax.data.sequences import limit_targets
+from kdsr_jax.errors import UserError
+from kdsr_jax.ops import metrics
+from kdsr_jax.resident import at_slots, cut_batch, make_resident
+
+SCORE_BYTES = 48 * 2**20  # of one batch's scores [S, N]; larger only costs memory
+COVERAGE_K = 20
+
+
+class Evaluator:
+    """Ranks the targets of a set of windows.
+
+    Attributes:
+      num_targets: number of targets.
+      target_items: [num_targets] int32.
+      history_lengths: [num_targets] int32, items before each target in its whole history.
+      users: [num_targets] int32 user indices.
+    """
+
+    def __init__(self, student, interactions, windows, placement, *, filter_seen, seed=0, steps_per_call=16):
+        self._student, self._filter_seen, self._placement = student, filter_seen, placement
+        num_slots = max(1, SCORE_BYTES // (4 * student.num_items))
+        self._num_slots = min(num_slots, max(1, windows.num_targets))
+        windows = limit_targets(windows, self._num_slots)
+        self._batches = Batches(windows, batch_size=self._num_slots, steps_per_call=steps_per_call, seed=seed)
+        resident = make_resident(interactions, windows)
+        self.num_targets = windows.num_targets
+        window, _, index = windows.targets()
+        self.target_items = interactions.items[index]
+        self.history_lengths = (index - resident.user_start[window]).astype(np.int32)
+        self.users = (np.searchsorted(interactions.offsets, index, side="right") - 1).astype(np.int32)
+        self._longest = int(self.history_lengths.max(initial=1))
+        self._resident = placement.put(resident)
+        self._run = jax.jit(self._chunk, static_argnames="length")
+
+    def rank(self, params, frozen):
+        """Rank every target among all items, ties against it.
+
+        Args:
+          params, frozen: the student's variables.
+
+        Returns:
+          (ranks [num_targets] int32 from 1, coverage@20: the share of the catalogue in any top 20).
+
+        Raises:
+          UserError: a score is NaN or infinite.
+        """
+        ranks = np.zeros(self.num_targets, np.int32)
+        shown = np.zeros(self._student.num_items, bool)
+        for index in range(self._batches.chunks_per_epoch):
+            length, ids = self._batches.chunk(index)
+            arrays = self._run(params, frozen, self._resident, self._placement.put_rows(ids), length=length)
+            instance, rank, finite, chunk_shown = jax.device_get(arrays)
+            if not finite:
+                raise UserError("the model gives scores that are NaN or infinite; lower --config.train.learning_rate")
+            real = instance >= 0
+            ranks[instance[real]] = rank[real]
+            shown |= chunk_shown
+        return ranks, float(shown.mean())
+
+    def _chunk(self, params, frozen, resident, window_ids, length):
+        variables = {"params": params, "frozen": frozen}
+        item_vectors = self._student.apply(variables, method="targets")  # once a chunk, not once a step
+
+        def step(carry, ids):
+            shown, finite = carry
+            batch = cut_batch(resident, ids, length, self._num_slots)
+            states = self._student.apply(variables, batch.history, method="encode")
+            scores = at_slots(states, batch) @ item_vectors.T
+            finite &= jnp.all(jnp.isfinite(scores))
+            if self._filter_seen:
+                scores = self._without_seen(scores, batch, resident)
+            ranks = jax.vmap(metrics.rank_of_target)(scores, jnp.maximum(batch.targets - 1, 0))
+            shown = shown | _in_top(scores, batch.mask, COVERAGE_K)
+            return (shown, finite), (batch.instance, ranks)
+
+        start = jnp.zeros(item_vectors.shape[0], bool), jnp.bool_(True)
+        (shown, finite), (instance, ranks) = jax.lax.scan(step, start, window_ids)
+        return instance, ranks, finite, shown
+
+    def _without_seen(self, scores, batch, resident):
+        """Take the items of each target's whole history out of the ranking, except the target itself."""
+        index = batch.begin[:, None] + jnp.arange(self._longest)[None]
+        seen = jnp.where(index < batch.end[:, None], resident.items.at[index].get(mode="clip"), 0)
+        seen = jnp.where(seen == batch.targets[:, None], 0, seen)
+        column = jnp.where(seen > 0, seen - 1, scores.shape[1])  # past the end: dropped
+        return jax.vmap(lambda s, c: s.at[c].set(-jnp.inf, mode="drop"))(scores, column)
+
+
+def _in_top(scores, mask, k):
+    """Say which items [N] are in the top k of any real row of scores [S, N]."""
+    _, top = jax.lax.top_k(scores, min(k, scores.shape[1]))
+    column = jnp.where(mask[:, None], top, scores.shape[1])
+    return jnp.zeros(scores.shape[1], bool).at[column.ravel()].set(True, mode="drop")
+
+
+def summarise(ranks, topk):
+    """Average the metrics over targets.
+
+    Args:
+      ranks: [T] int32 from 1.
+      topk: cut-offs.
+
+    Returns:
+      dict "hr@k", "mrr@k", "ndcg@k" -> percent.
+    """
+    ranks = np.asarray(ranks)
+    result = {}
+    for name, metric in (("hr", metrics.hr_at_k), ("mrr", metrics.mrr_at_k), ("ndcg", metrics.ndcg_at_k)):
+        for k in topk:
+            result[f"{name}@{k}"] = 100 * float(np.mean(np.asarray(metric(ranks, k)), dtype=np.float64))
+    return result

@@ -1,0 +1,88 @@
+"""Tables of item ids and modalities, and their fusion into one vector per item (paper Section 3.1, Feature Encoding)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+INITIALIZER = nn.initializers.normal(0.02)
+FUSIONS = ("gate", "concat", "sum")
+
+
+class ItemTable(nn.Module):
+    """A table with one row per item and a zero row 0 for padding.
+
+    Attributes:
+      num_items: N; the table has N + 1 rows.
+      width: columns.
+      trainable: False keeps the rows in the variable collection "frozen", out of the optimizer's sight.
+      random: True draws N(0, 0.02^2); False starts at zero, to be filled from the condensed features.
+    """
+
+    num_items: int
+    width: int
+    trainable: bool = True
+    random: bool = True
+
+    def setup(self):
+        shape = (self.num_items + 1, self.width)
+        if self.trainable:
+            self.embedding = self.param("embedding", _table_init if self.random else nn.initializers.zeros, shape)
+        else:
+            self.embedding = self.variable("frozen", "embedding", jnp.zeros, shape).value
+
+    def __call__(self, item_ids):
+        """Look rows up.
+
+        Args:
+          item_ids: [...] int32 in 0..N; 0 is padding and gives zeros without a gradient.
+
+        Returns:
+          [..., width] float32.
+        """
+        return self.embedding[item_ids] * (item_ids > 0)[..., None]
+
+
+def _table_init(key, shape):
+    return INITIALIZER(key, shape).at[0].set(0.0)
+
+
+class Fusion(nn.Module):
+    """Fuse an item's id vector and its modality vectors into one vector of width dim (models.md 2.3 and 2.11).
+
+    Attributes:
+      dim: width of the result.
+      kind: "gate": softmax over the vectors of a shared MLP dim -> dim -> 1, weighted sum; "concat": one linear map of
+        their concatenation; "sum".
+      project: True maps every modality vector linearly to dim first; this also happens when its width is not dim.
+    """
+
+    dim: int
+    kind: str = "gate"
+    project: bool = False
+
+    @nn.compact
+    def __call__(self, vectors):
+        """Fuse.
+
+        Args:
+          vectors: dict name -> [..., width] float32; "item" (width dim) and any number of modalities.
+
+        Returns:
+          [..., dim] float32. With a single vector there is nothing to weigh and it is returned as it is.
+        """
+        vectors = [self._to_dim(name, vector) for name, vector in vectors.items()]
+        if len(vectors) == 1:
+            return vectors[0]
+        if self.kind == "concat":
+            return nn.Dense(self.dim, kernel_init=INITIALIZER, name="concat")(jnp.concatenate(vectors, axis=-1))
+        stacked = jnp.stack(vectors, axis=-2)
+        if self.kind == "sum":
+            return stacked.sum(-2)
+        hidden = nn.relu(nn.Dense(self.dim, kernel_init=INITIALIZER, name="gate_hidden")(stacked))
+        weights = jax.nn.softmax(nn.Dense(1, kernel_init=INITIALIZER, name="gate_out")(hidden), axis=-2)
+        return (weights * stacked).sum(-2)
+
+    def _to_dim(self, name, vector):
+        if name == "item" or not (self.project or vector.shape[-1] != self.dim):
+            return vector
+        return nn.Dense(self.dim, kernel_init=INITIALIZER, name=f"project_{name}")(vector)

@@ -1,0 +1,120 @@
+"""The training objective of a batch: next item, holistic and dissected correlations (paper Eqs. 3, 5, 7)."""
+
+import jax
+import jax.numpy as jnp
+
+from kdsr_jax.ops import correlation, losses
+from kdsr_jax.ops.scoring import SCORE_FNS
+from kdsr_jax.resident import at_slots
+from kdsr_jax.teacher import pair_correlations
+
+
+class Objective:
+    """Loss parts and their sum as functions of the parameters.
+
+    Attributes:
+      student: Student.
+      distill: the config's distill group.
+      score_fn, num_splits: of the config's teacher group.
+    """
+
+    def __init__(self, student, distill, score_fn, num_splits):
+        self.student, self.distill = student, distill
+        self.score_fn, self.num_splits = score_fn, num_splits
+
+    def __call__(self, params, frozen, teachers, batch, key):
+        """Compute the loss of one batch with dropout.
+
+        Args:
+          params, frozen: the student's variables.
+          teachers: dict modality -> Teacher; empty switches distillation off.
+          batch: Batch.
+          key: a jax PRNG key.
+
+        Returns:
+          (total, parts): scalar and dict name -> scalar: "next_item", "holistic/<modality>", "dissected/<modality>".
+        """
+        dropout_key, pair_key = jax.random.split(key)
+        variables = {"params": params, "frozen": frozen}
+        encode = {"method": "encode", "rngs": {"dropout": dropout_key}}
+        states = self.student.apply(variables, batch.history, False, **encode)
+        logits = self.student.apply(variables, at_slots(states, batch), method="score")
+        next_item = losses.next_item_loss(logits, batch.targets - 1, batch.mask)
+        holistic, dissected = {}, {}
+        for index, (name, teacher) in enumerate(teachers.items()):
+            modality_key = jax.random.fold_in(pair_key, index)
+            holistic[name], dissected[name] = self.distillation(variables, name, teacher, batch.history, modality_key)
+        weights = {"lambda_score": self.distill.lambda_score, "lambda_code": self.distill.lambda_code}
+        total = losses.total_loss(next_item, holistic, dissected, **weights)
+        parts = {"next_item": next_item}
+        parts |= {f"holistic/{name}": value for name, value in holistic.items()}
+        return total, parts | {f"dissected/{name}": value for name, value in dissected.items()}
+
+    def weight(self, part):
+        """Return the factor of a loss part in the total (Eq. 7)."""
+        factors = {"holistic": self.distill.lambda_score, "dissected": self.distill.lambda_code}
+        return factors.get(part.partition("/")[0], 1.0)
+
+    def distillation(self, variables, name, teacher, history, key):
+        """Compare student and teacher on pairs of distinct covered items within the batch's sequences.
+
+        All pairs are used where ``pair_budget`` is 0 or the batch's shape allows no more than it; else that many are
+        drawn uniformly with replacement from the union of all rows' pairs, which leaves the expectation as it is.
+
+        Args:
+          variables: of the student.
+          name: the modality.
+          teacher: its Teacher.
+          history: [R, L] int32.
+          key: a jax PRNG key for the draw.
+
+        Returns:
+          (L_S, L_C) of the modality: means over the pairs.
+        """
+        valid = jax.vmap(correlation.distinct_mask)(history) & teacher.has_feature[history]
+        row, i, j, mask = self.choose_pairs(valid, key)
+        scores, codes = pair_correlations(teacher, history[row, i], history[row, j], self.score_fn, self.num_splits)
+        vectors = self.student.apply(variables, name, history, method="modality_vectors")
+        logits = self.student.apply(variables, name, vectors[row, i], vectors[row, j], method="code_logits")
+        transformed = self.student.apply(variables, name, vectors, method="transform")
+        dissected = losses.dissected_loss(logits, codes, mask)
+        if self.distill.sigma == "softmax":
+            return self._row_loss(teacher, transformed, history, valid, key), dissected
+        predicted = jax.vmap(SCORE_FNS[self.score_fn])(transformed[row, i], transformed[row, j])
+        return self._holistic(scores, predicted, mask), dissected
+
+    def choose_pairs(self, valid, key):
+        """Return (row, i, j, mask), each [P]: all pairs, or ``pair_budget`` drawn ones; see ``distillation``."""
+        rows, length = valid.shape
+        budget = self.distill.pair_budget
+        if budget and rows * length * (length - 1) // 2 > budget:
+            return correlation.sample_pairs(key, valid, budget)
+        i, j, mask = correlation.all_pairs(valid)
+        row = jnp.repeat(jnp.arange(rows), i.shape[0])
+        return row, jnp.tile(i, rows), jnp.tile(j, rows), mask.ravel()
+
+    def _holistic(self, scores, predicted, mask):
+        settings = {"temperature": self.distill.temperature, "sigma": self.distill.sigma}
+        return losses.holistic_loss(scores, predicted, mask, **settings)
+
+    def _row_loss(self, teacher, transformed, history, valid, key):
+        """Compare the softmax over each item's row of pairs: all rows, or as many as ``pair_budget`` pairs pay for.
+
+        A row is drawn with a probability proportional to its number of pairs, so the plain mean of the drawn rows' means
+        has the mean over all pairs as its expectation.
+        """
+        rows, length = valid.shape
+        draws = max(1, self.distill.pair_budget // length)
+        drawing = bool(self.distill.pair_budget) and rows * length > draws
+        if drawing:
+            row, i, j, drawn = correlation.sample_pairs(key, valid, draws)
+            i = jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 1), shape=i.shape), i, j)
+        else:
+            row, i = (index.ravel() for index in jnp.indices((rows, length)))
+            drawn = valid.ravel()
+        mask = valid[row] & (jnp.arange(length) != i[:, None]) & drawn[:, None]
+        score = jax.vmap(jax.vmap(SCORE_FNS[self.score_fn], (None, 0)))
+        target = score(teacher.condensed[history[row, i]], teacher.condensed[history[row]])
+        row_means = jax.vmap(self._holistic)(target, score(transformed[row, i], transformed[row]), mask)
+        weight = mask.any(-1) if drawing else mask.sum(-1)
+        return jnp.sum(weight * row_means) / jnp.maximum(jnp.sum(weight), 1)

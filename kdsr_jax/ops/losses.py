@@ -1,0 +1,152 @@
+"""The training losses: next item, L_S (Eq. 3), L_C (Eq. 5) and their sum (Eq. 7), as masked means.
+
+Masked entries take no part: whatever they hold, NaN and infinities included, the loss and its gradients are those of
+the valid entries alone, and both are 0 where nothing is valid.
+"""
+
+from collections.abc import Mapping
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def _masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def _masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """Softmax over the valid entries of the last axis; 0 at masked entries and in rows without a valid one."""
+    peak = jax.lax.stop_gradient(jnp.max(jnp.where(mask, logits, -jnp.inf), axis=-1, keepdims=True))
+    # Masked before exp, not after: an overflow in a masked entry would turn into 0 * inf on the way back.
+    weights = jnp.exp(jnp.where(mask, logits - peak, -jnp.inf))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    return weights / jnp.where(total > 0, total, 1.0)
+
+
+def holistic_loss(
+    teacher_scores: jax.Array, student_scores: jax.Array, mask: jax.Array, *, temperature: float, sigma: str = "sigmoid"
+) -> jax.Array:
+    """Return L_S, how far the student's correlation scores are from the teacher's (Eq. 3), per valid pair.
+
+    With tau the temperature, r the teacher's and r^ the student's scores: "sigmoid" is the mean of
+    (sigmoid(r/tau) - sigmoid(r^/tau))^2; "identity" that of ((r - r^)/tau)^2, which with tau = 1 is the paper's
+    "w/o tau"; "softmax" takes the softmax of r/tau and of r^/tau over the valid entries of the last axis first.
+
+    Args:
+      teacher_scores: [P] or [..., P] float, r; for "softmax" the last axis is an item's row of pairs.
+      student_scores: the same shape, r^.
+      mask: the same shape, bool, True at valid pairs.
+      temperature: tau > 0; larger is softer.
+      sigma: "sigmoid", "softmax" or "identity".
+
+    Returns:
+      Scalar >= 0, the mean over valid pairs; 0 if there are none. Padding takes no part, in the softmax either.
+
+    Raises:
+      ValueError: if sigma is none of the three.
+
+    Gradient: to student_scores only; the teacher's scores are constants.
+    """
+    chex.assert_equal_shape([teacher_scores, student_scores, mask])
+    teacher = jnp.where(mask, jax.lax.stop_gradient(teacher_scores), 0.0) / temperature
+    student = jnp.where(mask, student_scores, 0.0) / temperature
+    if sigma == "sigmoid":
+        teacher, student = jax.nn.sigmoid(teacher), jax.nn.sigmoid(student)
+    elif sigma == "softmax":
+        teacher, student = _masked_softmax(teacher, mask), _masked_softmax(student, mask)
+    elif sigma != "identity":
+        raise ValueError(f"sigma={sigma!r} is not one of sigmoid, softmax, identity")
+    return _masked_mean((teacher - student) ** 2, mask)
+
+
+@jax.custom_vjp
+def _cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
+    return _cross_entropy_forward(logits, targets, mask)[0]
+
+
+def _cross_entropy_forward(logits, targets, mask):
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return _masked_mean(normaliser - target_logits, mask), (logits, normaliser, targets, mask)
+
+
+def _cross_entropy_backward(saved, cotangent):
+    # softmax - one-hot in a single pass over the logits, without a scatter: next to the two matrix products that
+    # surround it this costs little, while what autodiff derives takes half as long again as the products.
+    logits, normaliser, targets, mask = saved
+    weight = jnp.where(mask, cotangent / jnp.maximum(jnp.sum(mask), 1), 0.0)
+    is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
+    slope = jnp.exp(logits - normaliser[..., None]) - is_target
+    return jnp.where(mask[..., None], slope * weight[..., None], 0.0).astype(logits.dtype), None, None
+
+
+_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+
+
+def _check_classes(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> None:
+    chex.assert_equal_shape([targets, mask])
+    chex.assert_equal_shape_prefix([logits, targets], targets.ndim)
+    chex.assert_rank(logits, targets.ndim + 1)
+
+
+def dissected_loss(code_logits: jax.Array, codes: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return L_C, the cross-entropy of the student's code logits against the teacher's codes (Eq. 5), per valid pair.
+
+    Args:
+      code_logits: [P, x] or [..., P, x] float, the student's logits over the x codes (Eq. 4).
+      codes: [P] or [..., P] int, the teacher's codes 0..x-1; anything at masked pairs.
+      mask: the shape of codes, bool, True at valid pairs.
+
+    Returns:
+      Scalar >= 0 in nats, the mean over valid pairs; 0 if there are none. Padding takes no part.
+
+    Gradient: to code_logits, reverse mode only.
+    """
+    _check_classes(code_logits, codes, mask)
+    return _cross_entropy(code_logits, codes, mask)
+
+
+def next_item_loss(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return the recommender's loss, full-softmax cross-entropy over all N items (section 3.1), per valid position.
+
+    Args:
+      logits: [P, N] or [..., P, N] float, a score for every item; column 0 is item 1.
+      targets: [P] or [..., P] int, 0-based columns, that is item index - 1; anything at masked positions. A valid
+        target past the last column makes the loss NaN.
+      mask: the shape of targets, bool, True at valid positions.
+
+    Returns:
+      Scalar >= 0 in nats, the mean over valid positions; 0 if there are none. Padding takes no part.
+
+    Gradient: to logits, reverse mode only.
+    """
+    _check_classes(logits, targets, mask)
+    return _cross_entropy(logits, targets, mask)
+
+
+def _sum_parts(parts: jax.Array | Mapping[str, jax.Array]) -> jax.Array:
+    return sum(jax.tree.leaves(parts), start=0.0)
+
+
+def total_loss(
+    next_item: jax.Array,
+    holistic: jax.Array | Mapping[str, jax.Array],
+    dissected: jax.Array | Mapping[str, jax.Array],
+    *,
+    lambda_score: float,
+    lambda_code: float,
+) -> jax.Array:
+    """Return the training objective L_RS + lambda1 L_S + lambda2 L_C (Eq. 7), summed over modalities.
+
+    Args:
+      next_item: scalar, L_RS.
+      holistic: scalar L_S, or a dict of them by modality; an empty dict adds nothing.
+      dissected: scalar L_C, or a dict of them by modality; an empty dict adds nothing.
+      lambda_score: lambda1 >= 0.
+      lambda_code: lambda2 >= 0.
+
+    Returns:
+      Scalar.
+    """
+    return next_item + lambda_score * _sum_parts(holistic) + lambda_code * _sum_parts(dissected)

@@ -1,0 +1,206 @@
+"""One phase of a protocol: train epoch after epoch, evaluate, checkpoint, and go on from where a killed process stopped."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from kdsr_jax import reporting
+from kdsr_jax.checkpoint import Checkpoints
+from kdsr_jax.data.batches import Batches
+from kdsr_jax.data.sequences import Windows, limit_targets
+from kdsr_jax.errors import UserError
+from kdsr_jax.evaluate import Evaluator, summarise
+from kdsr_jax.objective import Objective
+from kdsr_jax.optim import make_optimizer
+from kdsr_jax.resident import make_resident
+from kdsr_jax.train_step import Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """What a phase trains and evaluates on, and when it stops.
+
+    Attributes:
+      name: "select" or "refit".
+      train: Windows of the training targets.
+      evaluation: Windows of the evaluated targets.
+      epochs: at most so many.
+      evaluates: epoch -> whether it is evaluated after that epoch.
+      finished: list of evaluations so far ({"epoch", "metrics"}) -> whether to stop early.
+      score: evaluations so far, the newest last -> the newest checkpoint's score; the best is kept, and its ranks.
+    """
+
+    name: str
+    train: Windows
+    evaluation: Windows
+    epochs: int
+    evaluates: Callable[[int], bool]
+    finished: Callable[[list], bool]
+    score: Callable[[list], float]
+
+
+class PhaseRunner:
+    """Carries a phase out.
+
+    Attributes:
+      run: the Run it belongs to.
+      phase: Phase.
+      folder: Workdir.
+    """
+
+    def __init__(self, run, phase, folder):
+        self.run, self.phase, self.folder = run, phase, folder
+        config = run.config
+        windows = limit_targets(phase.train, config.train.batch_size)
+        sizes = {"batch_size": config.train.batch_size, "steps_per_call": config.train.steps_per_call}
+        self._batches = Batches(windows, seed=config.seed, **sizes)
+        self._resident = run.placement.put(make_resident(run.dataset.interactions, windows))
+        self._windows = windows
+        tuned = run.student.modalities if run.student.tuned else ()
+        optimizer, self._schedules = make_optimizer(config.train, tuned, self._batches.steps_per_epoch)
+        objective = Objective(run.student, config.distill, config.teacher.score_fn, config.teacher.num_splits)
+        self._trainer = Trainer(objective, optimizer, config.train.batch_size, config.seed)
+        self._evaluator = None
+
+    def execute(self):
+        """Run the phase to its end.
+
+        Returns:
+          The record of the phase: dict with "epoch", "evaluations", "train_seconds", "eval_seconds".
+        """
+        checkpoints = Checkpoints(self.folder.checkpoints(self.phase.name))
+        try:
+            state, record = self._start(checkpoints)
+            while record["epoch"] < self.phase.epochs and not self.phase.finished(record["evaluations"]):
+                state, record = self._epoch(state, record)
+                scored = record["evaluations"] and record["evaluations"][-1]["epoch"] == record["epoch"]
+                score = self.phase.score(record["evaluations"]) if scored else -1.0
+                checkpoints.save(record["epoch"], state, record, score)
+            return record
+        finally:
+            checkpoints.close()
+
+    def load_best(self):
+        """Return the state of the phase's best checkpoint.
+
+        Raises:
+          UserError: it is damaged or missing.
+        """
+        checkpoints = Checkpoints(self.folder.checkpoints(self.phase.name))
+        try:
+            return checkpoints.load_best(self._abstract_state())
+        finally:
+            checkpoints.close()
+
+    def evaluate(self, state):
+        """Rank all targets; returns (metrics in percent with coverage@20, ranks)."""
+        if self._evaluator is None:
+            settings = {"filter_seen": self.run.config.eval.filter_seen}
+            arguments = self.run.student, self.run.dataset.interactions, self.phase.evaluation, self.run.placement
+            self._evaluator = Evaluator(*arguments, **settings)
+        ranks, coverage = self._evaluator.rank(state.params, state.frozen)
+        return summarise(ranks, self.run.config.eval.topk) | {"coverage@20": 100 * coverage}, ranks
+
+    def _start(self, checkpoints):
+        restored = checkpoints.load_newest(self._abstract_state())
+        if restored is None:
+            self.folder.truncate_log(self.phase.name, 0)
+            record = {"epoch": 0, "evaluations": [], "train_seconds": 0.0, "eval_seconds": 0.0}
+            return self._trainer.init(self.run.tables, self.run.placement), record
+        epoch, state, record = restored
+        self.folder.truncate_log(self.phase.name, epoch)
+        reporting.say(f"{self.phase.name}: going on after epoch {epoch}")
+        return state, record
+
+    def _abstract_state(self):
+        shapes = jax.eval_shape(lambda: self._trainer.init(self.run.tables, self.run.placement))
+        sharding = self.run.placement.replicated
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
+
+    def _epoch(self, state, record):
+        """Train one epoch and evaluate it if the phase says so; returns (state, new record)."""
+        epoch = record["epoch"] + 1
+        started = time.perf_counter()
+        state, losses = self._train_epoch(state, epoch)
+        trained = time.perf_counter() - started
+        line = {"phase": self.phase.name, "epoch": epoch, "step": int(state.step), "losses": losses}
+        line["learning_rates"] = {name: float(rate(state.step)) for name, rate in self._schedules.items()}
+        line["targets_per_second"] = self._windows.num_targets / trained
+        line["gradient_norms"] = self._gradient_norms(state)
+        started = time.perf_counter()
+        evaluations = record["evaluations"]
+        if self.phase.evaluates(epoch):
+            line["metrics"], ranks = self.evaluate(state)
+            evaluations = [*evaluations, {"epoch": epoch, "metrics": line["metrics"]}]
+            self._keep_ranks(evaluations, ranks)
+        seconds = {"train_seconds": trained, "eval_seconds": time.perf_counter() - started}
+        self.folder.log(**line, **seconds)
+        reporting.say(reporting.describe_epoch(line, self.phase.epochs))
+        totals = {name: record[name] + value for name, value in seconds.items()}
+        return state, {"epoch": epoch, "evaluations": evaluations, **totals}
+
+    def _train_epoch(self, state, epoch):
+        chunks = self._batches.chunks_per_epoch
+        sums, total = {}, 0.0
+        with reporting.EpochProgress(self.phase.name, epoch, self.phase.epochs, chunks) as progress:
+            for index in range((epoch - 1) * chunks, epoch * chunks):
+                length, ids = self._batches.chunk(index)
+                placed = self.run.placement.put_rows(ids)
+                before = int(state.step)
+                arguments = state, self._resident, self.run.teachers, placed
+                state, log = self._trainer.run_chunk(*arguments, length=length)
+                log = {name: np.asarray(values, np.float64) for name, values in jax.device_get(log).items()}
+                self._stop_if_diverged(log, epoch, before)
+                targets = log.pop("targets")
+                total += targets.sum()
+                for name, values in log.items():
+                    sums[name] = sums.get(name, 0.0) + float(values @ targets)
+                progress.advance(
+                    targets.sum(), {name: values @ targets / targets.sum() for name, values in log.items()}
+                )
+        return state, {name: value / total for name, value in sums.items()}
+
+    def _stop_if_diverged(self, log, epoch, before):
+        bad = [name for name, values in log.items() if not np.isfinite(values).all()]
+        if bad:
+            parts = [name for name in bad if name not in ("loss", "gradient_norm")] or bad
+            steps = f"{before + 1} to {before + int((log['targets'] > 0).sum())}"
+            raise UserError(
+                f"{self.phase.name}, epoch {epoch}: {', '.join(parts)} became NaN or infinite in steps {steps}; the last good "
+                f"checkpoint (epoch {epoch - 1}) is kept; try a smaller --config.train.learning_rate in a new --workdir"
+            )
+
+    def _gradient_norms(self, state):
+        """Measure each loss part's pull on each tuned table, on the first batch of the fullest bucket's order."""
+        if not (self.run.student.tuned and self.run.student.modalities):
+            return {}
+        bucket = max(self._batches.buckets, key=lambda bucket: bucket.batches)
+        fits = np.flatnonzero(self._windows.length <= bucket.length)[: bucket.rows]
+        ids = self.run.placement.put_rows(fits[None].astype(np.int32))[0]
+        arguments = state, self._resident, self.run.teachers, ids
+        norms = self._trainer.part_gradient_norms(*arguments, length=bucket.length)
+        return {name: float(value) for name, value in norms.items()}
+
+    def _keep_ranks(self, evaluations, ranks):
+        """Write ranks.npz of the refit's best evaluation so far."""
+        if self.phase.name != "refit":
+            return
+        scores = [self.phase.score(evaluations[: n + 1]) for n in range(len(evaluations))]
+        if scores[-1] < max(scores):
+            return
+        e = self._evaluator
+        train_items = self.run.dataset.interactions.items[self._windows.targets()[2]]
+        counts = np.bincount(train_items, minlength=self.run.student.num_items + 1)
+        self.folder.write_arrays(
+            "ranks.npz",
+            user=e.users,
+            position=e.history_lengths,
+            target=e.target_items,
+            rank=ranks,
+            history_length=np.minimum(e.history_lengths, self.run.config.data.max_length),
+            target_train_count=counts[e.target_items],
+            epoch=evaluations[-1]["epoch"],
+        )

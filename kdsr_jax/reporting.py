@@ -1,0 +1,73 @@
+"""What a run prints: a progress bar on a terminal, plain lines elsewhere, and the table at the end."""
+
+import sys
+import time
+
+import rich.console
+import rich.table
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class EpochProgress:
+    """Shows the chunks of one epoch on a terminal; silent elsewhere. A context manager."""
+
+    def __init__(self, phase, epoch, epochs, chunks):
+        self._done, self._start = 0, time.perf_counter()
+        columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}")]
+        columns += [TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}")]
+        self._bar = Progress(*columns, transient=True, disable=not sys.stderr.isatty(), console=_console())
+        self._task = self._bar.add_task(f"{phase} epoch {epoch} of at most {epochs}", total=chunks, rate="", loss="")
+
+    def __enter__(self):
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_):
+        self._bar.stop()
+
+    def advance(self, targets, losses):
+        """Report one finished chunk: its targets and its mean loss parts."""
+        self._done += targets
+        rate = f"{self._done / (time.perf_counter() - self._start):,.0f} targets/s"
+        self._bar.update(self._task, advance=1, rate=rate, loss=_losses(losses))
+
+
+def say(text):
+    """Print one plain line to stderr; nothing in it is read as markup."""
+    _console().print(escape(text), highlight=False, soft_wrap=True)
+
+
+def describe_epoch(line, epochs):
+    """Return the line that sums an epoch up, from its object in metrics.jsonl."""
+    parts = {name: value for name, value in line["losses"].items() if name != "loss"}
+    text = f"{line['phase']} epoch {line['epoch']}/{epochs}  loss {line['losses']['loss']:.4f} ({_losses(parts)})"
+    text += f"  {line['targets_per_second']:,.0f} targets/s"
+    if line.get("metrics"):
+        shown = {name: value for name, value in line["metrics"].items() if name.startswith(("hr", "mrr"))}
+        text += "  " + " ".join(f"{name} {value:.2f}" for name, value in shown.items())
+    return text
+
+
+def print_result(result, workdir):
+    """Print the final table of metrics, in percent, to stdout, and where the run is."""
+    columns = {"validation": "validation", "test": "test", "paper": "paper's protocol (best epoch on test per metric)"}
+    columns = {key: title for key, title in columns.items() if result[key]}
+    table = rich.table.Table(title=f"metrics in percent, seed {result['seed']}")
+    table.add_column("metric")
+    for title in columns.values():
+        table.add_column(title, justify="right")
+    for name in next(result[key] for key in columns):
+        table.add_row(name, *(f"{result[key][name]:.4f}" if name in result[key] else "" for key in columns))
+    rich.console.Console().print(table)
+    best = f"epoch {result['best_epoch']} chosen on validation, " if result["best_epoch"] else ""
+    seconds = f"{result['train_seconds']:.0f} s training, {result['eval_seconds']:.0f} s evaluation"
+    print(f"{best}{result['parameters']:,} parameters, {seconds} on {result['device']}\nrun: {workdir}")
+
+
+def _losses(parts):
+    return " ".join(f"{name} {value:.4g}" for name, value in parts.items())
+
+
+def _console():
+    return rich.console.Console(stderr=True)

@@ -1,0 +1,253 @@
+"""The teacher: what each modality says about pairs of items, fitted once from frozen features (paper Section 3.2).
+
+Per modality: condensed features m~ and a codebook of correlation vectors. Scores and codes of a pair are computed from these
+when they are needed, so nothing of size N x N exists.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdsr_jax.errors import UserError
+from kdsr_jax.models import autoencoder
+from kdsr_jax.ops import quantize
+from kdsr_jax.ops.correlation import split_scores
+from kdsr_jax.ops.scoring import SCORE_FNS
+from kdsr_jax.vq_fit import fit_ema, fit_joint
+
+SCORE_DEGREE = {"cosine": 0, "dot": 2, "euclidean": 1, "manhattan": 1}  # score(cx, cy) = c**degree * score(x, y)
+KMEANS_ITERATIONS = 30
+CACHE_VERSION = 1
+
+
+class Teacher(NamedTuple):
+    """One modality's knowledge, a pytree.
+
+    Attributes:
+      condensed: [N + 1, width] float32, m~ at unit mean square over covered items; zero rows for padding and missing items.
+      has_feature: [N + 1] bool.
+      codebook: [x, D] float32 codewords.
+    """
+
+    condensed: jax.Array
+    has_feature: jax.Array
+    codebook: jax.Array
+
+
+def pair_correlations(teacher, first, second, score_fn, num_splits):
+    """State the holistic score and the dissected code of item pairs (T_s and T_c of Section 3.2).
+
+    Args:
+      teacher: Teacher.
+      first, second: [P] int32 item ids.
+      score_fn: a name of SCORE_FNS.
+      num_splits: D.
+
+    Returns:
+      (scores [P] float32, codes [P] int32 from 0). Pairs with a missing item or padding hold values to be masked.
+    """
+    x, y = teacher.condensed[first], teacher.condensed[second]
+    scores = jax.vmap(SCORE_FNS[score_fn])(x, y)
+    vectors = correlation_vectors(x, y, score_fn, num_splits)
+    return scores, jax.vmap(quantize.nearest_code, (0, None))(vectors, teacher.codebook)
+
+
+def correlation_vectors(x, y, score_fn, num_splits):
+    """Return the correlation vectors [P, D] of condensed features x, y [P, width]."""
+    return jax.vmap(lambda a, b: split_scores(a, b, num_splits, SCORE_FNS[score_fn]))(x, y)
+
+
+def cache_folder():
+    """Return the folder of fitted teachers: $KDSR_CACHE, else kdsr_jax in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(os.environ.get("KDSR_CACHE") or pathlib.Path(home) / "kdsr_jax")
+
+
+def fit_teachers(features, settings, width, cache_dir=None):
+    """Fit a teacher per modality, or read it from the cache.
+
+    Args:
+      features: dict modality -> object with ``values`` [N + 1, d_m] float32 and ``has_feature`` [N + 1] bool (numpy).
+      settings: the config's teacher group (attributes).
+      width: condensed_dim, at most min(d_m, covered items).
+      cache_dir: folder of fitted teachers by fingerprint, or None.
+
+    Returns:
+      (dict modality -> Teacher, dict modality -> report), the report a dict of plain numbers: reconstruction_error (share
+      of the variance lost), chunk_variance (list of D), perplexity, distortion, used_codes.
+
+    Raises:
+      UserError: width or num_codes do not fit the features.
+    """
+    teachers, reports = {}, {}
+    for modality, feature in features.items():
+        check_sizes(modality, feature, settings, width)
+        path = cache_dir and pathlib.Path(cache_dir) / f"teacher-{_fingerprint(feature, settings, width)}.npz"
+        cached = path and _read_cache(path)
+        teachers[modality], reports[modality] = cached or fit_teacher(feature, settings, width)
+        if path and not cached:
+            _write_cache(path, teachers[modality], reports[modality])
+    return teachers, reports
+
+
+def check_sizes(modality, feature, settings, width):
+    """Raise UserError where the features are too narrow or too few for the settings."""
+    covered, dim = int(feature.has_feature.sum()), feature.values.shape[1]
+    if width > min(covered, dim):
+        raise UserError(
+            f"--config.teacher.condensed_dim={width}: {modality} has {dim} features of {covered} items, so at most "
+            f"{min(covered, dim)} can be kept; set --config.teacher.condensed_dim (a divisible number) to that or less"
+        )
+    pairs = covered * (covered - 1) // 2
+    if settings.num_codes > min(pairs, settings.num_pairs):
+        raise UserError(
+            f"--config.teacher.num_codes={settings.num_codes}: {modality} has only "
+            f"{min(pairs, settings.num_pairs)} item pairs to learn codes from; lower it"
+        )
+
+
+def fit_teacher(feature, settings, width):
+    """Condense one modality's features, rotate, and fit its codebook; see ``fit_teachers``.
+
+    With ``vq_joint`` features and codebook are trained together from the start that the other quantizers end with.
+    """
+    key = jax.random.key(settings.seed)
+    condense_key, rotate_key, pair_key, code_key = jax.random.split(key, 4)
+    covered = np.flatnonzero(feature.has_feature)
+    x = jnp.asarray(feature.values[covered])
+    x = x - x.mean(0)
+    condensed, lost = _condense(x, settings, width, condense_key)
+    condensed = _unit_mean_square(rotate(condensed, settings.rotation, settings.num_splits, rotate_key))
+    pairs = draw_pairs(pair_key, len(covered), settings.num_pairs)
+    score = (settings.score_fn, settings.num_splits)
+    if settings.quantizer == "vq_joint":
+        condensed, codebook, lost = fit_joint(code_key, x, condensed, pairs, settings.num_codes, *score)
+        scale = 1 / jnp.sqrt(jnp.mean(condensed**2))
+        condensed, codebook = condensed * scale, codebook * scale ** SCORE_DEGREE[settings.score_fn]
+    vectors = correlation_vectors(condensed[pairs[0]], condensed[pairs[1]], *score)
+    if settings.quantizer == "vq":
+        codebook = fit_ema(code_key, vectors, settings.num_codes)
+    elif settings.quantizer == "kmeans":
+        codebook = quantize.kmeans(code_key, vectors, settings.num_codes, KMEANS_ITERATIONS)
+    full = jnp.zeros((feature.values.shape[0], width)).at[covered].set(condensed)
+    teacher = Teacher(full, jnp.asarray(feature.has_feature), codebook)
+    return teacher, _report(condensed, vectors, codebook, lost / jnp.mean(x**2), settings.num_splits)
+
+
+def draw_pairs(key, num_items, num_pairs):
+    """Draw pairs i < j uniformly over 0..num_items-1; all of them where there are no more than num_pairs.
+
+    Returns:
+      (i, j): two int32 arrays of one length.
+    """
+    if num_items * (num_items - 1) // 2 <= num_pairs:
+        i, j = np.triu_indices(num_items, 1)
+        return jnp.asarray(i, jnp.int32), jnp.asarray(j, jnp.int32)
+    first = jax.random.randint(key, (2, num_pairs), 0, jnp.array([[num_items], [num_items - 1]]))
+    other = first[1] + (first[1] >= first[0])  # uniform over the items that are not the first one
+    return jnp.minimum(first[0], other), jnp.maximum(first[0], other)
+
+
+def _condense(x, settings, width, key):
+    if settings.autoencoder == "pca":
+        return autoencoder.pca(x, width)
+    if settings.autoencoder == "sigmoid":
+        return autoencoder.sigmoid(x, width, key)
+    raw, orthonormal, lost = autoencoder.linear(x, width, key)
+    return (raw if settings.rotation == "none" else orthonormal), lost
+
+
+def rotate(code, rotation, num_splits, key):
+    """Choose the axes of a condensed code, and with them what each of the D chunks holds.
+
+    Args:
+      code: [n, width] float32.
+      rotation: "balanced": principal components, dealt to the chunks so that the products of their variances are balanced
+        (the eigenvalue allocation of optimised product quantization); "random": a random rotation of the centred code;
+        "none": the code as it is.
+      num_splits: D, dividing width.
+      key: a jax PRNG key, used by "random".
+
+    Returns:
+      [n, width] float32; "balanced" and "random" are centred and keep all distances.
+    """
+    if rotation == "none":
+        return code
+    code = code - code.mean(0)
+    if rotation == "random":
+        gaussian = jax.random.normal(key, (code.shape[1],) * 2)
+        return code @ jnp.linalg.qr(gaussian)[0]
+    variances, vectors = jnp.linalg.eigh(code.T @ code / code.shape[0])
+    return code @ vectors[:, balanced_order(np.asarray(variances), num_splits)]
+
+
+def balanced_order(variances, num_splits):
+    """Deal components to chunks: the largest first, each to the chunk with room whose product of variances is smallest.
+
+    Args:
+      variances: [width] float, any order.
+      num_splits: D, dividing width.
+
+    Returns:
+      [width] int order of the components, chunk after chunk.
+    """
+    room = len(variances) // num_splits
+    logs = np.log(np.maximum(variances, 1e-12 * np.max(variances)))
+    logs = logs - logs.min()  # every component adds, so an emptier chunk never has the larger product
+    chunks, products = [[] for _ in range(num_splits)], np.zeros(num_splits)
+    for component in np.argsort(-logs, kind="stable"):
+        open_chunks = [c for c in range(num_splits) if len(chunks[c]) < room]
+        chosen = min(open_chunks, key=lambda c: products[c])
+        chunks[chosen].append(int(component))
+        products[chosen] += logs[component]
+    return np.concatenate(chunks)
+
+
+def _unit_mean_square(code):
+    return code / jnp.sqrt(jnp.maximum(jnp.mean(code**2), 1e-30))
+
+
+def _report(condensed, vectors, codebook, lost, num_splits):
+    codes = quantize.nearest_codes(vectors, codebook)
+    counts = jnp.bincount(codes, length=codebook.shape[0])
+    distortion = jnp.mean(jnp.sum((vectors - codebook[codes]) ** 2, axis=1))
+    chunks = condensed.reshape(condensed.shape[0], num_splits, -1)
+    return {
+        "reconstruction_error": float(lost),
+        "chunk_variance": [float(v) for v in chunks.var(0).sum(-1)],
+        "perplexity": float(quantize.perplexity(counts)),
+        "distortion": float(distortion),
+        "used_codes": int((counts > 0).sum()),
+    }
+
+
+def _fingerprint(feature, settings, width):
+    digest = hashlib.sha256(json.dumps([CACHE_VERSION, jax.default_backend(), width, dict(settings.items())]).encode())
+    digest.update(np.ascontiguousarray(feature.values).tobytes())
+    digest.update(np.ascontiguousarray(feature.has_feature).tobytes())
+    return digest.hexdigest()[:24]
+
+
+def _read_cache(path):
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = [jnp.asarray(file[name]) for name in Teacher._fields]
+            return Teacher(*arrays), json.loads(str(file["report"]))
+    except (OSError, ValueError, KeyError, EOFError):
+        return None  # absent or damaged: it is fitted and written again
+
+
+def _write_cache(path, teacher, report):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.stem}.{os.getpid()}.npz")
+        np.savez(temporary, report=json.dumps(report), **{k: np.asarray(v) for k, v in teacher._asdict().items()})
+        os.replace(temporary, path)
+    except OSError:
+        pass  # the cache only saves time

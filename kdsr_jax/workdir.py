@@ -1,0 +1,123 @@
+"""The folder of a run: config.json, metrics.jsonl, selection.json, ids.npz, ranks.npz, result.json, checkpoints/."""
+
+import fcntl
+import json
+import os
+import pathlib
+
+import numpy as np
+
+from kdsr_jax.config import differing_keys, fingerprint, to_dict
+from kdsr_jax.errors import UserError
+
+PHASES = ("select", "refit")
+
+
+class Workdir:
+    """A run's folder, held by one process at a time.
+
+    Attributes:
+      path: the folder.
+      fingerprint: of the config.
+    """
+
+    def __init__(self, path, config, create=True):
+        """Lock the folder and check that it belongs to this config.
+
+        Raises:
+          UserError: it cannot be written, holds something else, belongs to another config, or is in use; or it does not
+            exist and ``create`` is False.
+        """
+        self.path = pathlib.Path(path)
+        self.fingerprint = fingerprint(config)
+        if not create and not (self.path / "config.json").is_file():
+            raise UserError(f"--workdir={path}: there is no run here; train one with --mode=train first")
+        self._check_owner(config)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until __exit__
+        except OSError as error:
+            raise UserError(f"--workdir={path}: cannot be written ({error.strerror})") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise UserError(f"--workdir={path}: another process is working in this folder") from error
+        if not (self.path / "config.json").exists():
+            self.write_json("config.json", {"fingerprint": self.fingerprint, "config": to_dict(config)})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._lock.close()
+
+    def _check_owner(self, config):
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise UserError(f"--workdir={self.path}: is a file; give a folder")
+        saved = self.read_json("config.json")
+        if saved is None:
+            if any(entry.name != ".lock" for entry in self.path.iterdir()):
+                raise UserError(
+                    f"--workdir={self.path}: holds files but no run of kdsr_jax; give an empty or new folder"
+                )
+            return
+        differing = differing_keys(saved["config"], to_dict(config))
+        if differing:
+            raise UserError(f"--workdir={self.path}: holds a run with another config; {'; '.join(differing)}")
+
+    def checkpoints(self, phase):
+        """Return the folder of a phase's checkpoints."""
+        return self.path / "checkpoints" / phase
+
+    def read_json(self, name):
+        """Return a JSON file's content, or None where it does not exist.
+
+        Raises:
+          UserError: the file is not JSON.
+        """
+        file = self.path / name
+        try:
+            return json.loads(file.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: cannot be read ({error}); delete it or give another --workdir") from error
+
+    def write_json(self, name, content):
+        """Write a JSON file by rename, so that it is there whole or not at all."""
+        self._replace(name, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
+
+    def write_arrays(self, name, **arrays):
+        """Write an .npz file by rename."""
+        self._replace(name, lambda file: np.savez_compressed(file, **arrays))
+
+    def _replace(self, name, write):
+        temporary = self.path / f".{name}.tmp"
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path / name)
+
+    def log(self, **line):
+        """Append one object to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def truncate_log(self, phase, epoch):
+        """Drop the lines of metrics.jsonl that come after an epoch of a phase, torn ones too."""
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return
+        kept = []
+        for text in file.read_text().splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue  # a line that was being written when the process was killed
+            if (PHASES.index(line["phase"]), line["epoch"]) <= (PHASES.index(phase), epoch):
+                kept.append(text + "\n")
+        self._replace("metrics.jsonl", lambda out: out.write("".join(kept).encode()))

@@ -1,0 +1,299 @@
+"""Losses: hand-worked values, gradients, masks, and independence of flax."""
+
+import math
+import subprocess
+import sys
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from kdsr_jax.ops import losses
+
+SETTINGS = hypothesis.settings(max_examples=20)
+SIGMAS = ("sigmoid", "identity", "softmax")
+CROSS_ENTROPIES = (losses.next_item_loss, losses.dissected_loss)
+BAD_VALUES = (float("nan"), float("inf"), -float("inf"), 3e38)
+
+
+def logistic(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def scores(seed, shape=(6,)):
+    rng = np.random.default_rng(seed)
+    teacher, student = rng.normal(size=(2, *shape)).astype(np.float32)
+    return teacher, student, rng.random(shape) < 0.6
+
+
+def classes(seed, shape=(6,), num=5):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(scale=3.0, size=(*shape, num)).astype(np.float32)
+    return logits, rng.integers(0, num, shape).astype(np.int32), rng.random(shape) < 0.6
+
+
+@jax.jit
+def reference_cross_entropy(logits, targets):
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, None], axis=-1))
+
+
+# --- holistic loss ---------------------------------------------------------------------------------------------------
+
+
+# r = (1, -1, .), r^ = (0, 1, .), the third pair masked, tau = 2: sigmoid(1/2) = .6224593, sigmoid(-1/2) = .3775407,
+# so the differences are .1224593 and -.2449187, the squares .01499629 and .05998517, their mean .03749073.
+# identity: ((1/2)^2 + 1^2) / 2 = .625.
+# softmax: over (1/2, -1/2) = (.7310586, .2689414), over (0, 1/2) = (.3775407, .6224593): both differ by .3535179,
+# whose square is .1249749.
+@pytest.mark.parametrize(("sigma", "expected"), [("sigmoid", 0.03749073), ("identity", 0.625), ("softmax", 0.1249749)])
+def test_holistic_loss_by_hand(sigma, expected):
+    teacher, student = jnp.array([1.0, -1.0, 9.0]), jnp.array([0.0, 1.0, 5.0])
+    mask = jnp.array([True, True, False])
+    loss = losses.holistic_loss(teacher, student, mask, temperature=2.0, sigma=sigma)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    if sigma == "sigmoid":
+        np.testing.assert_allclose(losses.holistic_loss(teacher, student, mask, temperature=2.0), expected, rtol=1e-5)
+        assert math.isclose(
+            expected, ((logistic(0.5) - 0.5) ** 2 + (logistic(-0.5) - logistic(0.5)) ** 2) / 2, rel_tol=1e-6
+        )
+
+
+def test_softmax_is_taken_within_rows_and_rows_without_a_pair_add_nothing():
+    teacher = jnp.array([[1.0, -1.0, 9.0], [4.0, 5.0, 6.0], [2.0, 9.0, 9.0]])
+    student = jnp.array([[0.0, 1.0, 5.0], [1.0, 2.0, 3.0], [7.0, 9.0, 9.0]])
+    mask = jnp.array([[True, True, False], [False] * 3, [True, False, False]])
+    loss, gradient = jax.value_and_grad(losses.holistic_loss, argnums=1)(
+        teacher, student, mask, temperature=2.0, sigma="softmax"
+    )
+    # Row 0 as worked out above, twice .1249749; the lone pair of row 2 has probability 1 on both sides; 3 valid pairs.
+    np.testing.assert_allclose(loss, 2 * 0.1249749 / 3, rtol=1e-5)
+    np.testing.assert_array_equal(gradient[1:], np.zeros((2, 3)))
+    assert gradient[0, :2].all() and gradient[0, 2] == 0
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_holistic_gradient_goes_to_the_student_alone(sigma):
+    teacher, student, _ = scores(0)
+    mask = np.array([1, 1, 0, 1, 1, 0], bool)
+
+    def loss(teacher, student):
+        return losses.holistic_loss(teacher, student, mask, temperature=0.7, sigma=sigma)
+
+    check_grads(lambda student: loss(teacher, student), (student,), order=1, modes=["fwd", "rev"], atol=1e-2, rtol=1e-2)
+    to_teacher, to_student = jax.grad(loss, argnums=(0, 1))(teacher, student)
+    np.testing.assert_array_equal(to_teacher, np.zeros(6))
+    np.testing.assert_array_equal(np.asarray(to_student) != 0, mask)
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("bad", BAD_VALUES)
+def test_holistic_loss_ignores_whatever_masked_pairs_hold(sigma, bad):
+    teacher, student, _ = scores(1, (2, 3))
+    mask = np.array([[True, False, True], [False, False, False]])
+    value_and_grad = jax.value_and_grad(
+        lambda teacher, student: losses.holistic_loss(teacher, student, mask, temperature=0.5, sigma=sigma),
+        argnums=(0, 1),
+    )
+    clean = value_and_grad(teacher, student)
+    dirty = value_and_grad(np.where(mask, teacher, bad), np.where(mask, student, bad))
+    jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_holistic_loss_of_nothing_is_zero_with_zero_gradient(sigma):
+    teacher, student, mask = np.full((2, 3), np.nan), np.full((2, 3), np.inf), np.zeros((2, 3), bool)
+    value, gradient = jax.value_and_grad(losses.holistic_loss, argnums=1)(
+        teacher, student, mask, temperature=1.5, sigma=sigma
+    )
+    assert value == 0.0
+    np.testing.assert_array_equal(gradient, np.zeros((2, 3)))
+
+
+def test_softmax_survives_scores_far_below_zero():
+    # The valid scores lie 2,000 below the 0 that stands in for masked ones: exp must not see the difference.
+    teacher, student = jnp.array([-2000.0, -2001.0, 0.0]), jnp.array([-2001.0, -2000.0, 0.0])
+    value, gradient = jax.value_and_grad(losses.holistic_loss, argnums=1)(
+        teacher, student, jnp.array([True, True, False]), temperature=1.0, sigma="softmax"
+    )
+    np.testing.assert_allclose(value, (logistic(1) - logistic(-1)) ** 2, rtol=1e-5)
+    assert np.isfinite(gradient).all()
+
+
+def test_an_unknown_sigma_is_refused():
+    with pytest.raises(ValueError, match="tanh"):
+        losses.holistic_loss(jnp.ones(1), jnp.ones(1), jnp.ones(1, bool), temperature=1.0, sigma="tanh")
+
+
+@SETTINGS
+@hypothesis.given(st.integers(0, 2**20), st.sampled_from(SIGMAS), st.floats(0.2, 5.0))
+def test_masking_pairs_equals_dropping_them(seed, sigma, temperature):
+    teacher, student, mask = scores(seed)
+    masked = losses.holistic_loss(teacher, student, mask, temperature=temperature, sigma=sigma)
+    if mask.any():
+        kept = teacher[mask].astype(np.float64) / temperature, student[mask].astype(np.float64) / temperature
+        sigmas = {
+            "sigmoid": lambda r: 1 / (1 + np.exp(-r)),
+            "identity": lambda r: r,
+            "softmax": lambda r: np.exp(r) / np.exp(r).sum(),
+        }
+        expected = np.mean((sigmas[sigma](kept[0]) - sigmas[sigma](kept[1])) ** 2)
+        np.testing.assert_allclose(masked, expected, rtol=1e-4, atol=1e-7)
+    swapped = losses.holistic_loss(student, teacher, mask, temperature=temperature, sigma=sigma)
+    np.testing.assert_allclose(swapped, masked, rtol=1e-5)
+    assert losses.holistic_loss(teacher, teacher, mask, temperature=temperature, sigma=sigma) == 0.0
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_holistic_loss_under_jit_and_vmap(sigma):
+    teacher, student, mask = scores(2, (3, 4))
+
+    def loss(teacher, student, mask):
+        return losses.holistic_loss(teacher, student, mask, temperature=1.5, sigma=sigma)
+
+    eager = np.stack([loss(*row) for row in zip(teacher, student, mask, strict=True)])
+    np.testing.assert_allclose(jax.jit(jax.vmap(loss))(teacher, student, mask), eager, rtol=1e-5)
+
+
+# --- cross-entropies -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss_fn", CROSS_ENTROPIES)
+def test_cross_entropy_and_its_gradient_by_hand(loss_fn):
+    # Logits log 1, log 2, log 1 are probabilities 1/4, 1/2, 1/4, so target 1 costs log 2 and target 0 log 4; the third
+    # row is masked. Mean: (log 2 + log 4)/2 = 1.5 log 2. Gradient: (probabilities - one-hot) / 2.
+    row = [0.0, math.log(2.0), 0.0]
+    logits, targets = jnp.array([row, row, row]), jnp.array([1, 0, 2])
+    value, gradient = jax.value_and_grad(loss_fn)(logits, targets, jnp.array([True, True, False]))
+    np.testing.assert_allclose(value, 1.5 * math.log(2.0), rtol=1e-6)
+    np.testing.assert_allclose(
+        gradient, [[0.125, -0.25, 0.125], [-0.375, 0.25, 0.125], [0.0, 0.0, 0.0]], rtol=1e-5, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("loss_fn", CROSS_ENTROPIES)
+def test_cross_entropy_gradient_matches_finite_differences_and_scales(loss_fn):
+    logits, targets, _ = classes(0)
+    mask = np.array([1, 1, 0, 1, 0, 1], bool)
+
+    def loss(logits):
+        return loss_fn(logits, targets, mask)
+
+    check_grads(loss, (logits,), order=1, modes=["rev"], atol=1e-2, rtol=1e-2, eps=1e-2)
+    tripled = jax.grad(lambda logits: 3.0 * loss(logits))(logits)
+    np.testing.assert_allclose(tripled, 3.0 * jax.grad(loss)(logits), rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss_fn", CROSS_ENTROPIES)
+@pytest.mark.parametrize("bad", BAD_VALUES)
+def test_cross_entropy_ignores_whatever_masked_rows_hold(loss_fn, bad):
+    logits, targets, _ = classes(1, (3,))
+    mask = np.array([True, False, True])
+    clean = jax.value_and_grad(loss_fn)(logits, targets, mask)
+    dirty_logits = np.where(mask[:, None], logits, np.float32(bad))
+    for target in (-1, 999):
+        dirty = jax.value_and_grad(loss_fn)(dirty_logits, np.where(mask, targets, target), mask)
+        jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+
+
+@pytest.mark.parametrize("loss_fn", CROSS_ENTROPIES)
+def test_cross_entropy_of_nothing_is_zero_with_zero_gradient(loss_fn):
+    value, gradient = jax.value_and_grad(loss_fn)(jnp.full((2, 3), jnp.nan), jnp.array([0, 1]), jnp.zeros(2, bool))
+    assert value == 0.0
+    np.testing.assert_array_equal(gradient, np.zeros((2, 3)))
+
+
+def test_masked_rows_send_nothing_through_the_matrix_product():
+    table = jnp.ones((3, 2))
+
+    def loss(hidden):
+        return losses.next_item_loss(hidden @ table.T, jnp.array([0, 1]), jnp.array([True, False]))
+
+    hidden = jnp.array([[1.0, 2.0], [3e38, 3e38]])  # the masked row's logits overflow
+    assert np.isfinite(jax.grad(loss)(hidden)).all()
+
+
+def test_a_valid_target_past_the_last_column_is_not_silent():
+    assert np.isnan(losses.next_item_loss(jnp.zeros((1, 3)), jnp.array([3]), jnp.array([True])))
+
+
+def test_large_logits_do_not_overflow():
+    logits = jnp.array([[1e4, 0.0, -1e4]])
+    value, gradient = jax.value_and_grad(losses.next_item_loss)(logits, jnp.array([1]), jnp.array([True]))
+    assert value == 1e4
+    np.testing.assert_array_equal(gradient, [[1.0, -1.0, 0.0]])
+
+
+@SETTINGS
+@hypothesis.given(st.integers(0, 2**20), st.sampled_from(CROSS_ENTROPIES))
+def test_masking_rows_equals_dropping_them(seed, loss_fn):
+    logits, targets, mask = classes(seed)
+    value, gradient = jax.value_and_grad(loss_fn)(logits, targets, mask)
+    expected, dropped = 0.0, np.zeros_like(logits)
+    if mask.any():
+        expected, dropped[mask] = jax.value_and_grad(reference_cross_entropy)(logits[mask], targets[mask])
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient, dropped, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(loss_fn(logits + 7.0, targets, mask), value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss_fn", CROSS_ENTROPIES)
+def test_cross_entropy_under_jit_vmap_and_further_leading_axes(loss_fn):
+    logits, targets, mask = classes(3, (4, 6))
+    mask[2] = False
+    value_and_grad = jax.value_and_grad(loss_fn)
+    eager = [value_and_grad(*row) for row in zip(logits, targets, mask, strict=True)]
+    values, gradients = jax.jit(jax.vmap(value_and_grad))(logits, targets, mask)
+    np.testing.assert_allclose(values, np.stack([value for value, _ in eager]), rtol=1e-5)
+    np.testing.assert_allclose(gradients, np.stack([gradient for _, gradient in eager]), rtol=1e-4, atol=1e-7)
+    flat = loss_fn(logits.reshape(24, 5), targets.ravel(), mask.ravel())
+    np.testing.assert_allclose(loss_fn(logits, targets, mask), flat, rtol=1e-6)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(AssertionError):
+        losses.next_item_loss(jnp.ones((3, 5)), jnp.ones(3, jnp.int32), jnp.ones(2, bool))
+    with pytest.raises(AssertionError):
+        losses.next_item_loss(jnp.ones((2, 5)), jnp.ones(3, jnp.int32), jnp.ones(3, bool))
+    with pytest.raises(AssertionError):
+        losses.holistic_loss(jnp.ones(3), jnp.ones(3), jnp.ones((3, 1), bool), temperature=1.0)
+
+
+# --- the sum ---------------------------------------------------------------------------------------------------------
+
+
+def test_total_loss_by_hand():
+    # 2 + 10 (0.1 + 0.3) + 0.5 (4 + 8) = 12.
+    total = losses.total_loss(
+        jnp.float32(2.0),
+        {"image": jnp.float32(0.1), "text": jnp.float32(0.3)},
+        {"image": jnp.float32(4.0), "text": jnp.float32(8.0)},
+        lambda_score=10.0,
+        lambda_code=0.5,
+    )
+    np.testing.assert_allclose(total, 12.0, rtol=1e-6)
+
+
+def test_total_loss_takes_scalars_and_no_modalities():
+    assert losses.total_loss(jnp.float32(2.0), jnp.float32(3.0), 4.0, lambda_score=0.5, lambda_code=0.25) == 4.5
+    assert losses.total_loss(jnp.float32(2.0), {}, {}, lambda_score=1.0, lambda_code=1.0) == 2.0
+
+
+def test_total_loss_gradients_are_the_weights():
+    gradients = jax.grad(losses.total_loss, argnums=(0, 1, 2))(
+        1.0, {"image": 1.0, "text": 1.0}, {"text": 1.0}, lambda_score=3.0, lambda_code=0.5
+    )
+    assert gradients == (1.0, {"image": 3.0, "text": 3.0}, {"text": 0.5})
+
+
+def test_ops_are_importable_without_flax(repository):
+    program = (
+        "import sys; import kdsr_jax.ops.losses, kdsr_jax.ops.scoring, kdsr_jax.ops.correlation, "
+        "kdsr_jax.ops.quantize, kdsr_jax.ops.metrics; assert 'jax' in sys.modules; "
+        "assert not {'flax', 'optax', 'orbax', 'ml_collections'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=False, cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,296 @@
+"""Config files, variants, validation and fingerprints."""
+
+import importlib
+import json
+import math
+
+import pytest
+
+from configs import default
+from kdsr_jax.config import BACKBONES, FIELDS, differing_keys, fingerprint, flatten, to_dict, unknown_field, validate
+from kdsr_jax.errors import UserError
+
+DATASETS = ("planted", "ml1m", "beauty", "clothing", "sports", "toys")
+VARIANTS = (None, *(prefix + name for prefix in ("", "tuned-", "kdsr-") for name in BACKBONES))
+
+
+def dataset_config(name, argument=None):
+    config = importlib.import_module(f"configs.{name}").get_config(argument)
+    config.data.root = "somewhere"
+    return config
+
+
+def changed(**fields):
+    """The default config with fields set as plain values, whatever their type: ``model__dim=3``."""
+    nested = to_dict(default.get_config())
+    for path, value in fields.items():
+        *groups, leaf = path.split("__")
+        group = nested
+        for key in groups:
+            group = group[key]
+        group[leaf] = value
+    return nested
+
+
+def complaint(**fields):
+    with pytest.raises(UserError) as caught:
+        validate(changed(**fields))
+    return str(caught.value)
+
+
+def test_every_default_field_has_a_check_and_the_reverse():
+    assert set(flatten(to_dict(default.get_config()))) == set(FIELDS)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("argument", VARIANTS)
+def test_every_dataset_config_is_valid_in_every_variant(name, argument):
+    validate(dataset_config(name, argument))
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_dataset_config_is_a_short_difference_with_its_command(name, repository):
+    path = repository / "configs" / f"{name}.py"
+    assert len(path.read_text().splitlines()) <= 30
+    assert f"--config=configs/{name}.py" in importlib.import_module(f"configs.{name}").__doc__
+
+
+def test_the_plain_config_is_kdsr_with_the_settings_of_the_paper():
+    config = dataset_config("beauty")
+    assert (config.model.name, config.model.tables, config.distill.enabled) == ("sasrm", "tuned", True)
+    assert config.train.ramp_epochs > 0
+    assert (config.distill.lambda_score, config.distill.lambda_code, config.distill.temperature) == (1.0, 0.5, 1.5)
+    assert (config.teacher.num_splits, config.teacher.num_codes) == (8, 100)
+    assert (config.model.dim, config.train.batch_size, config.data.max_length) == (128, 512, 50)
+    movies = dataset_config("ml1m")
+    assert (movies.distill.lambda_score, movies.distill.lambda_code) == (0.5, 0.1)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_variants_set_backbone_tables_distillation_and_ramp(name, backbone):
+    ramp = dataset_config(name).train.ramp_epochs
+    for argument, expected in {
+        backbone: (backbone, BACKBONES[backbone], False, 0),
+        f"tuned-{backbone}": (backbone, "tuned", False, ramp),
+        f"kdsr-{backbone}": (backbone, "tuned", True, ramp),
+    }.items():
+        config = dataset_config(name, argument)
+        got = (config.model.name, config.model.tables, config.distill.enabled, config.train.ramp_epochs)
+        assert got == expected, argument
+
+
+def test_a_variant_changes_nothing_else():
+    keys = {line.partition(":")[0] for line in differing_keys(changed(), to_dict(default.get_config("sasrec")))}
+    assert keys == {"model.name", "model.tables", "distill.enabled", "train.ramp_epochs"}
+
+
+@pytest.mark.parametrize(
+    "argument", ["", "sasrek", "kdsr-", "kdsr-gru9", "frozen-sasrec", "tuned", "kdsr-tuned-sasrec"]
+)
+def test_an_unknown_variant_lists_the_choices(argument):
+    with pytest.raises(UserError, match="sasrec, sasrm, .*kdsr-sasrec"):
+        default.get_config(argument)
+
+
+def test_a_misspelt_variant_gets_the_nearest_one():
+    with pytest.raises(UserError, match="did you mean kdsr-sasrec"):
+        default.get_config("kdsr-sasrek")
+
+
+# Each field at values just outside of what it may hold, and at the last ones inside.
+OUTSIDE = {
+    "seed": (-1, 0.5, True, 2**31),
+    "data.name": ("", "../beauty", "a/b", 3),
+    "data.source": ("tfd", "", None),
+    "data.root": (3, None),
+    "data.k_core": (0, -5, 1.5),
+    "data.max_length": (1,),
+    "data.window_stride": (-1, 51),
+    "data.modalities": (["text"], ["text-a", "text-b"], ["item-x"], [7], ["text-../x"]),
+    "data.planted.num_users": (0,),
+    "data.planted.num_items": (11,),
+    "data.planted.mean_length": (5.9,),
+    "data.planted.entanglement": (-0.1, 1.1),
+    "data.planted.noise": (-0.1,),
+    "data.planted.missing_rate": (1.1, -0.1),
+    "data.planted.cold_rate": (0.6, -0.1),
+    "data.planted.feature_dim": (7,),
+    "data.planted.seed": (-1,),
+    "teacher.condensed_dim": (-8, 12),
+    "teacher.autoencoder": ("liner",),
+    "teacher.rotation": (None, "opq"),
+    "teacher.score_fn": ("cos",),
+    "teacher.num_splits": (0, 7, 256),
+    "teacher.num_codes": (1, 65536),
+    "teacher.quantizer": ("k-means",),
+    "teacher.num_pairs": (0,),
+    "teacher.seed": (-1,),
+    "distill.enabled": (1, "yes"),
+    "distill.lambda_score": (-1.0, math.nan, math.inf),
+    "distill.lambda_code": (-1.0, "much"),
+    "distill.temperature": (0.0, -1.5, math.nan),
+    "distill.sigma": ("tanh",),
+    "distill.pair_budget": (-1,),
+    "model.name": ("sasrek", "kdsr"),
+    "model.tables": ("tunned", "frozen"),  # frozen clashes with distillation
+    "model.dim": (0, 127),
+    "model.num_layers": (0,),
+    "model.num_heads": (0, 3),
+    "model.hidden_dropout": (1.0, -0.1, True),
+    "model.attention_dropout": (1.0, -0.1),
+    "model.fusion": ("add",),
+    "model.readout": ("first",),
+    "model.short_term": (0,),
+    "model.item_scores": ("id",),
+    "model.table_scale": (0.0,),
+    "train.epochs": (-1, 0, 5.5),
+    "train.batch_size": (0, -1),
+    "train.learning_rate": (0.0, -1e-3, math.nan, math.inf, True),
+    "train.weight_decay": (-1e-5, math.inf),
+    "train.clip_norm": (-1.0,),
+    "train.ramp_epochs": (-1,),
+    "train.ramp_start": (-0.1, 1.1),
+    "train.steps_per_call": (0,),
+    "train.patience": (0,),
+    "eval.protocol": ("test",),
+    "eval.every": (0,),
+    "eval.topk": ([], [0], [5, 5], [10, 5], ["a"], [True], 5),
+    "eval.filter_seen": (0,),
+}
+INSIDE = {
+    "data.k_core": (1,),
+    "data.max_length": (2,),
+    "data.window_stride": (50,),
+    "data.modalities": (["image-efficientnet-lite0", "text-minilm"],),
+    "data.planted.entanglement": (0, 1),
+    "teacher.condensed_dim": (64,),
+    "teacher.num_splits": (1, 128),
+    "teacher.num_codes": (2, 65535),
+    "distill.lambda_score": (0, 0.0),
+    "distill.pair_budget": (0,),
+    "model.hidden_dropout": (0, 0.9),
+    "model.num_heads": (1, 128),
+    "train.epochs": (1,),
+    "train.ramp_start": (0.0, 1.0),
+    "eval.topk": ([1], [5, 20]),
+}
+
+
+def test_every_field_is_tried_outside_of_its_range():
+    assert set(OUTSIDE) == set(FIELDS)
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in OUTSIDE for value in OUTSIDE[name]])
+def test_a_value_outside_is_refused_in_one_line_with_its_flag(name, value):
+    message = complaint(**{name.replace(".", "__"): value})
+    assert message.startswith("--config.") and "\n" not in message
+    # Rules between two fields may name the other one first.
+    assert f"--config.{name}" in message
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in INSIDE for value in INSIDE[name]])
+def test_the_last_values_inside_are_accepted(name, value):
+    validate(changed(**{name.replace(".", "__"): value}))
+
+
+def test_a_wrong_choice_lists_the_choices_and_the_nearest():
+    assert complaint(distill__sigma="sigmoids") == (
+        "--config.distill.sigma=sigmoids: must be one of sigmoid, softmax, identity; did you mean sigmoid?"
+    )
+
+
+def test_distillation_needs_tuned_tables_and_a_modality():
+    assert "tables=tuned" in complaint(model__tables="frozen")
+    assert "modality" in complaint(data__modalities=[])
+
+
+@pytest.mark.parametrize("tables", ["frozen", "tuned"])
+def test_tables_need_a_modality(tables):
+    message = complaint(data__modalities=[], model__tables=tables, distill__enabled=False)
+    assert message.startswith(f"--config.model.tables={tables}") and "tables=none" in message
+
+
+def test_item_ids_alone_need_no_modality_and_no_split():
+    validate(changed(data__modalities=[], model__tables="none", distill__enabled=False, teacher__num_splits=7))
+
+
+def test_splits_divide_the_condensed_width():
+    assert "--config.model.dim=128" in complaint(teacher__num_splits=7)
+    assert "--config.teacher.condensed_dim=60" in complaint(teacher__condensed_dim=60)
+    validate(changed(teacher__condensed_dim=60, teacher__num_splits=6))
+
+
+@pytest.mark.parametrize(("name", "source"), [("beauty", "auto"), ("planted", "folder")])
+def test_real_data_needs_a_root(name, source):
+    assert "--config.data.root is missing" in complaint(data__name=name, data__source=source)
+    validate(changed(data__name=name, data__source=source, data__root="somewhere"))
+
+
+def test_missing_and_foreign_fields_are_named():
+    nested = changed()
+    del nested["train"]["epochs"]
+    with pytest.raises(UserError, match="--config.train.epochs: missing"):
+        validate(nested)
+    with pytest.raises(UserError, match="did you mean --config.train.learning_rate"):
+        validate(changed(train__lerning_rate=1.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("train.lerning_rate", "train.learning_rate"),
+        ("epochs", "train.epochs"),
+        ("model.epochs", "train.epochs"),
+        ("distil.temperature", "distill.temperature"),
+    ],
+)
+def test_an_unknown_field_gets_the_nearest_one(name, nearest):
+    assert unknown_field(name).endswith(f"did you mean --config.{nearest}?")
+
+
+def test_nothing_is_guessed_where_nothing_is_near():
+    assert "did you mean" not in unknown_field("zzz")
+    assert "group" in unknown_field("train")
+
+
+def test_to_dict_is_plain_json():
+    nested = to_dict(default.get_config())
+    assert json.loads(json.dumps(nested)) == nested
+
+
+def test_the_fingerprint_ignores_only_where_the_data_lies():
+    config = default.get_config()
+    before = fingerprint(config)
+    assert len(before) == 64 and int(before, 16) >= 0
+    assert before == fingerprint(to_dict(config)) == fingerprint(default.get_config())
+    config.data.root = "elsewhere"
+    assert fingerprint(config) == before
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if name != "data.root"])
+def test_the_fingerprint_changes_with_every_other_field(name):
+    other = changed(**{name.replace(".", "__"): "another value"})
+    assert fingerprint(other) != fingerprint(changed())
+
+
+def test_the_fingerprint_does_not_depend_on_the_order_of_fields():
+    nested = changed()
+    turned = {key: nested[key] for key in reversed(list(nested))}
+    assert fingerprint(turned) == fingerprint(nested)
+
+
+def test_differing_keys_are_named_with_both_values():
+    saved, current = changed(), changed(train__epochs=7, data__modalities=["text-facets"], data__root="x")
+    del saved["train"]["clip_norm"]
+    assert differing_keys(saved, current) == [
+        'data.modalities: ["image-facets", "text-facets"] -> ["text-facets"]',
+        "train.clip_norm: absent -> 0.0",
+        "train.epochs: 100 -> 7",
+    ]
+    assert differing_keys(changed(), changed(data__root="x")) == []
+
+
+def test_a_saved_config_that_went_through_json_does_not_differ():
+    config = default.get_config()
+    assert differing_keys(json.loads(json.dumps(to_dict(config))), config.to_dict()) == []

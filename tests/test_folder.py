@@ -1,0 +1,267 @@
+"""The folder source: three log formats, item metadata, and one clear line for everything that is wrong with them."""
+
+import gzip
+import json
+import logging
+import re
+import types
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from kdsr_jax.data import load_dataset, modality_entries
+from kdsr_jax.data.sources import folder
+from kdsr_jax.errors import UserError
+
+ROWS = [("007", "b", 3), ("7", "a", 1), ("007", "a", 2), ("7", "c,d", 4), ("007", "ü", 5), ("7", "b", 6)]
+CSV = "user_id,item_id,timestamp\n" + "".join(f'{user},"{item}",{time}\n' for user, item, time in ROWS)
+ITEM_IDS = np.array(["", "a", "b", "c"])
+
+
+def write_log(place: Path, data: str | bytes, name: str = "interactions.csv") -> Path:
+    """Write a log file, compressed where its name ends in .gz."""
+    data = data.encode() if isinstance(data, str) else data
+    (place / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return place
+
+
+def write_parquet(place: Path, **columns) -> Path:
+    """Write a log in parquet."""
+    pa.parquet.write_table(pa.table(columns), place / "interactions.parquet")
+    return place
+
+
+def decoded(log) -> list[tuple]:
+    """Return the rows of a log."""
+    times = [None] * len(log.user_codes) if log.timestamps is None else log.timestamps.tolist()
+    users, items = log.user_names[log.user_codes].tolist(), log.item_names[log.item_codes].tolist()
+    return list(zip(users, items, times, strict=True))
+
+
+def data_config(**changes) -> types.SimpleNamespace:
+    """Return the data group of a config."""
+    defaults = {"name": "shop", "source": "auto", "root": "", "k_core": 1, "modalities": (), "planted": {}}
+    return types.SimpleNamespace(**defaults | changes)
+
+
+@pytest.mark.parametrize("name", ["interactions.csv", "interactions.csv.gz"])
+def test_csv(tmp_path, name):
+    log = folder.load_log(write_log(tmp_path, CSV, name))
+    assert decoded(log) == ROWS
+    assert log.user_codes.dtype == log.item_codes.dtype == np.int32 and log.timestamps.dtype == np.int64
+
+
+def test_parquet(tmp_path):
+    users, items, times = zip(*ROWS, strict=True)
+    assert decoded(folder.load_log(write_parquet(tmp_path, user_id=users, item_id=items, timestamp=times))) == ROWS
+
+
+def test_parquet_with_number_ids_dates_and_other_columns(tmp_path):
+    times = np.array(["2020-01-02", "2020-01-01"], "M8[s]")
+    log = folder.load_log(write_parquet(tmp_path, note=["x", None], item_id=[10, 9], user_id=[1, 1], timestamp=times))
+    assert [row[:2] for row in decoded(log)] == [("1", "10"), ("1", "9")]
+    assert log.timestamps[0] - log.timestamps[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("item_id,rating,user_id\na,5,u\nb,,u\n", [("u", "a", None), ("u", "b", None)]),
+        ("\ufeffuser_id,item_id\r\nu,a\r\n\r\nu,b\r\n", [("u", "a", None), ("u", "b", None)]),
+        ("user_id,item_id\nNA,null\nnan, 1\n", [("NA", "null", None), ("nan", " 1", None)]),
+        ("user_id,item_id,timestamp\nu,a,1\nu,b,-2.5e1\n", [("u", "a", 1.0), ("u", "b", -25.0)]),
+        ('user_id,item_id,review\nu,a,"two\nlines"\nu,b,\n', [("u", "a", None), ("u", "b", None)]),
+    ],
+    ids=["other-columns", "bom-crlf-blank-line", "words-for-null", "fractions", "line-break-in-quotes"],
+)
+def test_csv_dialects(tmp_path, text, rows):
+    assert decoded(folder.load_log(write_log(tmp_path, text))) == rows
+
+
+HEAD = "user_id,item_id,timestamp\nu,a,1\n"
+LONG = HEAD + "u,a,1\n" * 300_000
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("", "interactions.csv: the log is empty: it has not even a header"),
+        ("user_id,item_id\n", "interactions.csv: the log is empty: it has no interactions"),
+        ("user_id,item\nu,a\n", "interactions.csv: column 'item_id' is missing; the file has: user_id, item"),
+        ("user_id,item_id,user_id\nu,a,v\n", "column 'user_id' occurs more than once"),
+        (HEAD + "u,b\n", "interactions.csv: row 2 (line 3): 2 fields where the header has 3"),
+        (HEAD + "\nu,b,2,3\n", "row 2 (line 4): 4 fields where the header has 3"),
+        (LONG + "u,b\n", "row 300002 (line 300003): 2 fields where the header has 3"),
+        (HEAD.encode() + b"u,\xff,2\n", "interactions.csv: row 2 (line 3): not UTF-8"),
+        (LONG.encode() + b"\xe9,b,2\n", "row 300002 (line 300003): not UTF-8"),
+        (b"user_id,item_id,\xff\nu,a,1\n", "row 0 (line 1, the header): not UTF-8"),
+        ("user_id,item_id\ru,a\ru,b\r", "row 0 (line 1, the header): not readable as csv"),
+        ("user_id,item_id\nu,a\nu,a\rb\nu\n", "line 3: not readable as csv"),
+        (HEAD + "u,,2\n", "interactions.csv: row 2 (line 3): 'item_id' is empty"),
+        (HEAD + '"",a,2\n', "interactions.csv: row 2 (line 3): 'user_id' is empty"),
+        (
+            'user_id,item_id\nu,a\nu,"b\nu,c\n',
+            "row 2 (line 4): 'item_id' is empty or holds a line break (an unclosed quote?)",
+        ),
+        (HEAD + "u,b,2014-07-23\n", "row 2 (line 3): timestamp '2014-07-23' is not a number"),
+        (HEAD + "\nu,b,\n", "row 2 (line 4): timestamp '' is not a number"),
+        (HEAD + "u,b,2\nu,b,nan\n", "row 3 (line 4): timestamp 'nan' is not a number"),
+        (HEAD + "u,b,2.5\nu,b,inf\nu,b,x\n", "row 3 (line 4): timestamp 'inf' is not a number"),
+    ],
+)
+def test_bad_csv(tmp_path, data, message):
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        folder.load_log(write_log(tmp_path, data))
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kept", [15, 1000, -3])
+def test_truncated_gzip(tmp_path, kept):
+    rows = "".join(f"u{n % 97},i{n * 7919 % 1009},{n}\n" for n in range(20_000))
+    (tmp_path / "interactions.csv.gz").write_bytes(gzip.compress((HEAD + rows).encode())[:kept])
+    with pytest.raises(UserError, match="interactions.csv.gz: broken gzip file, cut short or damaged"):
+        folder.load_log(tmp_path)
+
+
+def test_a_plain_file_that_is_named_gz(tmp_path):
+    (tmp_path / "interactions.csv.gz").write_text(CSV)
+    with pytest.raises(UserError, match="interactions.csv.gz: broken gzip file.*Not a gzipped file"):
+        folder.load_log(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"user_id": ["u"]}, "column 'item_id' is missing; the file has: user_id"),
+        ({"user_id": ["u", None], "item_id": ["a", "b"]}, "row 2: 'user_id' is empty"),
+        ({"user_id": ["u"], "item_id": pa.array([None], pa.string())}, "row 1: 'item_id' is empty"),
+        ({"user_id": [1.0], "item_id": ["a"]}, "column 'user_id' is of type double; ids must be"),
+        ({"user_id": ["u"] * 2, "item_id": ["a"] * 2, "timestamp": [1.5, np.nan]}, "row 2: timestamp nan is not"),
+        ({"user_id": ["u"] * 2, "item_id": ["a"] * 2, "timestamp": [1, None]}, "row 2: timestamp None is not"),
+        ({"user_id": pa.array([], pa.string()), "item_id": pa.array([], pa.string())}, "the log is empty"),
+    ],
+)
+def test_bad_parquet(tmp_path, columns, message):
+    with pytest.raises(UserError, match=f"interactions.parquet: {message}"):
+        folder.load_log(write_parquet(tmp_path, **columns))
+
+
+def test_broken_parquet(tmp_path):
+    with pytest.raises(UserError, match="interactions.parquet: not a readable parquet file"):
+        folder.load_log(write_log(tmp_path, CSV, "interactions.parquet"))
+
+
+def test_no_log_and_two_logs(tmp_path):
+    with pytest.raises(UserError, match="looked for interactions.csv, interactions.csv.gz, interactions.parquet"):
+        folder.load_log(tmp_path)
+    write_log(write_log(tmp_path, CSV), CSV, "interactions.csv.gz")
+    with pytest.raises(UserError, match="interactions.csv and interactions.csv.gz both exist; keep one"):
+        folder.load_log(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["items.jsonl", "items.jsonl.gz"])
+def test_items(tmp_path, name, caplog):
+    lines = [{"item_id": "c", "title": "ü"}, {"item_id": "zz"}, {"item_id": "a", "tags": [1]}]
+    write_log(tmp_path, "\n".join(map(json.dumps, lines)) + "\n\n", name)
+    with caplog.at_level(logging.INFO, "kdsr_jax"):
+        items = folder.load_items(tmp_path, ITEM_IDS)
+    assert items == [{}, lines[2], {}, lines[0]]
+    assert "ignored 1 items outside the log" in caplog.text
+
+
+def test_item_ids_that_are_numbers_become_strings(tmp_path):
+    write_log(tmp_path, '{"item_id": 7}', "items.jsonl")
+    assert folder.load_items(tmp_path, np.array(["", "07", "7"])) == [{}, {}, {"item_id": "7"}]
+
+
+def test_items_are_optional(tmp_path):
+    assert folder.load_items(tmp_path, ITEM_IDS) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ('{"item_id": "a"}\n{"item_id": \n', "items.jsonl: line 2: not JSON"),
+        ('{"item_id": "a"}\n["b"]\n', "items.jsonl: line 2: not a JSON object"),
+        ('{"title": "a"}\n', "items.jsonl: line 1: 'item_id' is missing"),
+        ('{"item_id": 1.5}\n', "items.jsonl: line 1: 'item_id' is missing, or neither a string nor a whole number"),
+        ('{"item_id": "a"}\n\n{"item_id": "a"}\n', "items.jsonl: line 3: item 'a' occurs a second time"),
+        (b'{"item_id": "a"}\n{"item_id": "\xff"}\n', "items.jsonl: line 2: not UTF-8"),
+    ],
+)
+def test_bad_items(tmp_path, data, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        folder.load_items(write_log(tmp_path, data, "items.jsonl"), ITEM_IDS)
+
+
+def test_truncated_items(tmp_path):
+    (tmp_path / "items.jsonl.gz").write_bytes(gzip.compress(b'{"item_id": "a"}\n{"item_id": "b"}\n')[:-9])
+    with pytest.raises(UserError, match="items.jsonl.gz: broken gzip file after line"):
+        folder.load_items(tmp_path, ITEM_IDS)
+
+
+def write_shop(root: Path) -> Path:
+    """Write a data set `shop` with a text modality."""
+    (root / "shop" / "features").mkdir(parents=True)
+    write_log(root / "shop", CSV, "interactions.csv.gz")
+    write_log(root / "shop", '{"item_id": "a", "title": "A"}', "items.jsonl")
+    np.savez(root / "shop" / "features" / "text-x-small.npz", item_id=["b", "a"], features=np.eye(2, dtype=np.float16))
+    return root
+
+
+def test_load_dataset_from_a_folder(tmp_path):
+    dataset = load_dataset(data_config(root=str(write_shop(tmp_path)), modalities=("text-x-small",)))
+    interactions = dataset.interactions
+    assert interactions.item_ids.tolist() == ["", "a", "b", "c,d", "ü"]
+    assert interactions.items.tolist() == [1, 2, 4, 1, 3, 2]
+    assert dataset.features["text"].values.tolist() == [[0, 0], [0, 1], [1, 0], [0, 0], [0, 0]]
+    assert dataset.items[1] == {"item_id": "a", "title": "A"} and dataset.items[2] == {}
+    assert dataset.name == "shop" and dataset.oracle is None
+
+
+def test_load_dataset_from_the_planted_shop():
+    settings = {"num_users": 60, "num_items": 40, "missing_rate": 0.1, "feature_dim": 16}
+    modalities = ("text-facets", "image-facets")
+    dataset = load_dataset(data_config(name="planted", modalities=modalities, planted=settings, k_core=3))
+    shop, item_ids = dataset.oracle, dataset.interactions.item_ids
+    assert list(dataset.features) == ["text", "image"]
+    assert dataset.items[0] == {} and [item["item_id"] for item in dataset.items[1:]] == item_ids[1:].tolist()
+    ids, values = shop.raw_features["image"]
+    features = dataset.features["image"]
+    for index, item_id in enumerate(item_ids.tolist()):
+        expected = values[ids.tolist().index(item_id)] if item_id in ids.tolist() else np.zeros(16)
+        assert np.array_equal(features.values[index], expected)
+    assert features.has_feature.tolist() == np.isin(item_ids, ids).tolist()
+
+
+def test_a_folder_goes_before_the_planted_shop(tmp_path):
+    write_shop(tmp_path)
+    (tmp_path / "shop").rename(tmp_path / "planted")
+    assert load_dataset(data_config(name="planted", root=str(tmp_path))).oracle is None
+    assert load_dataset(data_config(name="planted", source="planted", root=str(tmp_path))).oracle is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "data.root is empty; set it to the folder that holds shop/"),
+        ({"source": "folder"}, "data.root is empty"),
+        ({"root": "/nowhere"}, "no data set 'shop': looked in /nowhere/shop for interactions.csv, interactions.csv.gz"),
+        ({"root": "/nowhere", "source": "folder", "name": "planted"}, "looked in /nowhere/planted"),
+        ({"source": "tfds"}, "data.source is 'tfds'; choose auto, folder or planted"),
+        ({"modalities": ("text-a", "image-b", "text-c")}, "'text-a' and 'text-c' are both of modality 'text'"),
+        ({"modalities": ("text",)}, "data.modalities: 'text' is not <modality>-<encoder>"),
+        ({"name": "planted", "modalities": ("sound-facets",)}, "planted shop has no 'sound-facets'; it has: image-fac"),
+    ],
+)
+def test_bad_data_config(changes, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_dataset(data_config(planted={"num_users": 60, "num_items": 40}, **changes))
+
+
+def test_modality_entries_keep_the_order_of_the_config():
+    entries = modality_entries(("text-minilm", "image-efficientnet-lite0"))
+    assert list(entries.items()) == [("text", "text-minilm"), ("image", "image-efficientnet-lite0")]

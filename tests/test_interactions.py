@@ -1,0 +1,132 @@
+"""k-core, numbering, order, split and statistics of a log."""
+
+import logging
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdsr_jax.data.features import Features
+from kdsr_jax.data.interactions import RawLog, build_interactions, statistics, train_lengths
+from kdsr_jax.errors import UserError
+
+
+def make_log(pairs, timestamps=None) -> RawLog:
+    """Encode (user, item) pairs in order of appearance, as a reader does."""
+    users, items = (list(column) for column in zip(*pairs, strict=True)) if pairs else ([], [])
+    user_names, item_names = list(dict.fromkeys(users)), list(dict.fromkeys(items))
+    return RawLog(
+        np.array([user_names.index(user) for user in users], np.int32),
+        np.array([item_names.index(item) for item in items], np.int32),
+        np.array(user_names, dtype=str),
+        np.array(item_names, dtype=str),
+        None if timestamps is None else np.array(timestamps),
+    )
+
+
+def histories(interactions) -> dict[str, list[str]]:
+    """Return raw items by raw user."""
+    parts = np.split(interactions.items, interactions.offsets[1:-1])
+    return {
+        str(user): interactions.item_ids[part].tolist() for user, part in zip(interactions.user_ids, parts, strict=True)
+    }
+
+
+def test_numbers_are_lexicographic_and_the_order_is_of_the_file():
+    log = make_log([("b", "9"), ("a", "10"), ("b", "10"), ("a", "9"), ("b", "007"), ("a", "007")])
+    interactions = build_interactions(log, 1)
+    assert interactions.user_ids.tolist() == ["a", "b"]
+    assert interactions.item_ids.tolist() == ["", "007", "10", "9"]
+    assert interactions.items.tolist() == [2, 3, 1, 3, 2, 1]
+    assert interactions.items.dtype == np.int32 and interactions.offsets.dtype == np.int64
+    assert interactions.offsets.tolist() == [0, 3, 6]
+    assert (interactions.num_users, interactions.num_items) == (2, 3)
+    assert interactions.lengths.tolist() == [3, 3]
+
+
+def test_times_sort_each_history_and_ties_keep_the_order_of_the_file():
+    pairs = [("u", "late"), ("u", "tie1"), ("v", "x"), ("u", "tie2"), ("u", "early"), ("v", "y"), ("v", "z")]
+    interactions = build_interactions(make_log(pairs, [9, 5, 3.5, 5, 1, 3.25, 3.75]), 1)
+    assert histories(interactions) == {"u": ["early", "tie1", "tie2", "late"], "v": ["y", "x", "z"]}
+
+
+def test_k_core_iterates_until_nothing_changes():
+    # Item r goes first (one user), then user w (2 left of 3), then item s (2 left of 3); p, q, t survive.
+    pairs = [(user, item) for user in "uvx" for item in "pqt"]
+    pairs += [("w", "r"), ("w", "s"), ("w", "p"), ("u", "s"), ("v", "s")]
+    interactions = build_interactions(make_log(pairs), 3)
+    assert histories(interactions) == {user: ["p", "q", "t"] for user in "uvx"}
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), min_size=1, max_size=120),
+    st.integers(3, 5),
+)
+def test_k_core_is_the_largest_fixpoint(pairs, k_core):
+    kept = list(pairs)
+    while True:
+        users, items = [user for user, _ in kept], [item for _, item in kept]
+        rest = [(u, i) for u, i in kept if users.count(u) >= k_core and items.count(i) >= k_core]
+        if len(rest) == len(kept):
+            break
+        kept = rest
+    log = make_log([(f"u{user}", f"i{item}") for user, item in pairs])
+    if not kept:
+        with pytest.raises(UserError, match=f"{k_core}-core of the log is empty"):
+            build_interactions(log, k_core)
+        return
+    expected: dict[str, list[str]] = {}
+    for user, item in sorted(kept, key=lambda pair: pair[0]):
+        expected.setdefault(f"u{user}", []).append(f"i{item}")
+    assert histories(build_interactions(log, k_core)) == expected
+
+
+@pytest.mark.parametrize(("length", "train"), [(3, 2), (4, 3), (5, 4), (9, 8), (10, 8), (14, 12), (15, 12), (100, 80)])
+def test_the_last_fifth_and_at_least_one_item_is_for_testing(length, train):
+    assert train_lengths(np.array([length])).tolist() == [train]
+
+
+def test_duplicates_are_kept_and_counted(caplog):
+    pairs = [("u", "a"), ("u", "b"), ("u", "a"), ("u", "a"), ("u", "c")]
+    with caplog.at_level(logging.WARNING, "kdsr_jax"):
+        interactions = build_interactions(make_log(pairs), 1)
+    assert histories(interactions) == {"u": ["a", "b", "a", "a", "c"]}
+    assert "2 of 5 interactions are duplicates" in caplog.text
+
+
+def test_the_same_item_at_another_time_is_no_duplicate(caplog):
+    pairs = [("u", "a"), ("u", "b"), ("u", "a"), ("v", "a"), ("v", "b"), ("v", "c"), ("v", "c")]
+    with caplog.at_level(logging.WARNING, "kdsr_jax"):
+        build_interactions(make_log(pairs, [1, 2, 3, 1, 2, 3, 3]), 1)
+    assert [record.getMessage() for record in caplog.records] == ["1 of 7 interactions are duplicates; they are kept"]
+
+
+def test_statistics():
+    pairs = [("u", item) for item in "abcdefghij"] + [("v", item) for item in "abcd"]
+    mask = np.array([False, True, True, True] + [False] * 7)
+    features = {"image": Features(np.zeros((11, 2), np.float32), mask)}
+    assert statistics(build_interactions(make_log(pairs), 1), features) == {
+        "users": 2,
+        "items": 10,
+        "interactions": 14,
+        "average_length": 7.0,
+        "sparsity": 0.3,
+        "train_instances": 7 + 2,
+        "test_instances": 2 + 1,
+        "modalities": {"image": 3},
+    }
+
+
+@pytest.mark.parametrize(
+    ("pairs", "k_core", "message"),
+    [
+        ([], 1, "the log is empty"),
+        ([("u", "a")] * 4, 0, "data.k_core is 0"),
+        ([("u", "a"), ("u", "b"), ("v", "a")], 2, "the 2-core of the log is empty .* lower data.k_core"),
+        ([("u", "a"), ("u", "b"), ("u", "c"), ("v", "a"), ("v", "b")], 1, r"user 'v' has 2 .* data.k_core to 3"),
+    ],
+)
+def test_bad_logs(pairs, k_core, message):
+    with pytest.raises(UserError, match=message):
+        build_interactions(make_log(pairs), k_core)
