@@ -1,5 +1,6 @@
 """Atomic checkpoints of one phase: the newest two and the best. The only module that imports orbax."""
 
+import json
 import logging
 import pathlib
 
@@ -12,6 +13,7 @@ from kdsr_jax.errors import UserError
 log = logging.getLogger("kdsr_jax")
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # orbax reports a damaged file there too, at length
 _policies = ocp.training.preservation_policies
+_ASIDE = ".damaged"
 
 
 class Checkpoints:
@@ -24,12 +26,9 @@ class Checkpoints:
     def __init__(self, folder):
         """Open or create the folder; leftovers of a killed save are removed."""
         self.folder = pathlib.Path(folder).absolute()
-        keep = _policies.AnyPreservationPolicy(
-            [
-                _policies.LatestN(2),
-                _policies.BestN(get_metric_fn=lambda m: m["score"], n=1, keep_checkpoints_without_metrics=False),
-            ]
-        )
+        _set_aside_unreadable(self.folder)
+        best = _policies.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)
+        keep = _policies.AnyPreservationPolicy([_policies.LatestN(2), best])
         self._orbax = ocp.training.Checkpointer(self.folder, preservation_policy=keep, cleanup_tmp_directories=True)
 
     def save(self, epoch, state, record, score):
@@ -39,11 +38,11 @@ class Checkpoints:
           epoch: its number; larger than any before.
           state: tree of arrays.
           record: JSON data.
-          score: the best score is kept besides the newest two.
+          score: the best score is kept besides the newest two, the first of equal ones.
         """
         state = jax.tree.map(jnp.copy, state)  # on CPU the writer would otherwise read buffers that are given away
         self._orbax.wait()  # a save that finds another in progress would be skipped
-        metrics = {"score": float(score)}
+        metrics = {"score": float(score), "epoch": epoch}
         self._orbax.save_checkpointables_async(epoch, {"state": state}, metrics=metrics, custom_metadata=record)
 
     def epochs(self):
@@ -64,7 +63,10 @@ class Checkpoints:
           Exception: whatever orbax says of a damaged checkpoint.
         """
         loaded = self._orbax.load_checkpointables(epoch, {"state": abstract_state})
-        return loaded["state"], self._orbax.metadata(epoch).custom_metadata
+        record = self._orbax.metadata(epoch).custom_metadata
+        if not record:  # orbax takes a damaged metadata file for an empty one
+            raise ValueError("the record is missing")
+        return loaded["state"], record
 
     def load_newest(self, abstract_state):
         """Load the newest checkpoint that is whole, and remove damaged newer ones with a warning.
@@ -88,7 +90,7 @@ class Checkpoints:
                 log.warning("removing it and going on from epoch %d instead of %d", epoch, bad)
                 self._orbax.delete(bad)
             return epoch, state, record
-        if epochs:
+        if epochs or any(self.folder.glob("*" + _ASIDE)):
             raise UserError(f"all checkpoints in {self.folder} are damaged; delete this folder to start the phase over")
         return None
 
@@ -98,10 +100,10 @@ class Checkpoints:
         Raises:
           UserError: there is none, or it is damaged.
         """
-        scored = [(c.metrics["score"], -c.step) for c in self._orbax.checkpoints if c.metrics]
+        scored = [(_rank(c.metrics), c.step) for c in self._orbax.checkpoints if c.metrics]
         if not scored:
             raise UserError(f"{self.folder} holds no checkpoint; train the run first")
-        epoch = -max(scored)[1]
+        epoch = max(scored)[1]
         try:
             return self.load(epoch, abstract_state)[0]
         except Exception as error:
@@ -110,3 +112,24 @@ class Checkpoints:
     def close(self):
         """Finish saving and release the folder."""
         self._orbax.close()
+
+
+def _rank(metrics):
+    return metrics["score"], -metrics.get("epoch", 0)
+
+
+def _set_aside_unreadable(folder):
+    """Rename checkpoints whose score cannot be read, for which orbax would not even open the folder."""
+    for file in folder.glob("[0-9]*/metrics/metrics"):
+        checkpoint = file.parent.parent
+        if checkpoint.name.isdigit() and not _is_json(file):
+            log.warning("checkpoint %s is damaged (its score); it is now %s%s", checkpoint, checkpoint.name, _ASIDE)
+            checkpoint.rename(checkpoint.with_name(checkpoint.name + _ASIDE))
+
+
+def _is_json(file):
+    try:
+        json.loads(file.read_bytes())
+    except ValueError:
+        return False
+    return True

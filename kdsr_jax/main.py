@@ -43,7 +43,9 @@ def main() -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("warning: %(message)s"))
     handler.setLevel(logging.WARNING)
-    logging.getLogger("kdsr_jax").addHandler(handler)
+    logger = logging.getLogger("kdsr_jax")
+    logger.addHandler(handler)
+    logger.propagate = False  # a library that sets up the root logger would print every line twice
     try:
         run(sys.argv[1:])
     except UserError as error:

@@ -112,7 +112,7 @@ class Objective:
         else:
             row, i = (index.ravel() for index in jnp.indices((rows, length)))
             drawn = valid.ravel()
-        mask = valid[row] & (jnp.arange(length) != i[:, None]) & drawn[:, None]
+        mask = valid[row] & (jnp.arange(length)[None] != i[:, None]) & drawn[:, None]
         score = jax.vmap(jax.vmap(SCORE_FNS[self.score_fn], (None, 0)))
         target = score(teacher.condensed[history[row, i]], teacher.condensed[history[row]])
         row_means = jax.vmap(self._holistic)(target, score(transformed[row, i], transformed[row]), mask)

@@ -109,14 +109,14 @@ class PhaseRunner:
         if restored is None:
             self.folder.truncate_log(self.phase.name, 0)
             record = {"epoch": 0, "evaluations": [], "train_seconds": 0.0, "eval_seconds": 0.0}
-            return self._trainer.init(self.run.tables, self.run.placement), record
+            return self.new_state(), record
         epoch, state, record = restored
         self.folder.truncate_log(self.phase.name, epoch)
         reporting.say(f"{self.phase.name}: going on after epoch {epoch}")
         return state, record
 
     def _abstract_state(self):
-        shapes = jax.eval_shape(lambda: self._trainer.init(self.run.tables, self.run.placement))
+        shapes = jax.eval_shape(self.new_state)
         sharding = self.run.placement.replicated
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
 
@@ -124,7 +124,7 @@ class PhaseRunner:
         """Train one epoch and evaluate it if the phase says so; returns (state, new record)."""
         epoch = record["epoch"] + 1
         started = time.perf_counter()
-        state, losses = self._train_epoch(state, epoch)
+        state, losses = self.train_epoch(state, epoch)
         trained = time.perf_counter() - started
         line = {"phase": self.phase.name, "epoch": epoch, "step": int(state.step), "losses": losses}
         line["learning_rates"] = {name: float(rate(state.step)) for name, rate in self._schedules.items()}
@@ -142,7 +142,12 @@ class PhaseRunner:
         totals = {name: record[name] + value for name, value in seconds.items()}
         return state, {"epoch": epoch, "evaluations": evaluations, **totals}
 
-    def _train_epoch(self, state, epoch):
+    def new_state(self):
+        """Return the state before the first step."""
+        return self._trainer.init(self.run.tables, self.run.placement)
+
+    def train_epoch(self, state, epoch):
+        """Train one epoch (from 1); returns (state, dict loss part -> mean over the epoch's targets)."""
         chunks = self._batches.chunks_per_epoch
         sums, total = {}, 0.0
         with reporting.EpochProgress(self.phase.name, epoch, self.phase.epochs, chunks) as progress:
@@ -168,9 +173,10 @@ class PhaseRunner:
         if bad:
             parts = [name for name in bad if name not in ("loss", "gradient_norm")] or bad
             steps = f"{before + 1} to {before + int((log['targets'] > 0).sum())}"
+            kept = f"the good checkpoint of epoch {epoch - 1} is kept" if epoch > 1 else "there is no checkpoint yet"
             raise UserError(
-                f"{self.phase.name}, epoch {epoch}: {', '.join(parts)} became NaN or infinite in steps {steps}; the last good "
-                f"checkpoint (epoch {epoch - 1}) is kept; try a smaller --config.train.learning_rate in a new --workdir"
+                f"{self.phase.name}, epoch {epoch}: {', '.join(parts)} became NaN or infinite in steps {steps}; {kept}; "
+                f"try a smaller --config.train.learning_rate in a new --workdir"
             )
 
     def _gradient_norms(self, state):
@@ -189,8 +195,8 @@ class PhaseRunner:
         if self.phase.name != "refit":
             return
         scores = [self.phase.score(evaluations[: n + 1]) for n in range(len(evaluations))]
-        if scores[-1] < max(scores):
-            return
+        if max(scores[:-1], default=-1.0) >= scores[-1]:
+            return  # the first of equal ones stays, as among the checkpoints
         e = self._evaluator
         train_items = self.run.dataset.interactions.items[self._windows.targets()[2]]
         counts = np.bincount(train_items, minlength=self.run.student.num_items + 1)

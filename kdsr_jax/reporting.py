@@ -5,7 +5,7 @@ import time
 
 import rich.console
 import rich.table
-from rich.markup import escape
+import rich.text
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
@@ -35,12 +35,12 @@ class EpochProgress:
 
 def say(text):
     """Print one plain line to stderr; nothing in it is read as markup."""
-    _console().print(escape(text), highlight=False, soft_wrap=True)
+    _console().print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def describe_epoch(line, epochs):
     """Return the line that sums an epoch up, from its object in metrics.jsonl."""
-    parts = {name: value for name, value in line["losses"].items() if name != "loss"}
+    parts = {name: value for name, value in line["losses"].items() if name not in ("loss", "gradient_norm")}
     text = f"{line['phase']} epoch {line['epoch']}/{epochs}  loss {line['losses']['loss']:.4f} ({_losses(parts)})"
     text += f"  {line['targets_per_second']:,.0f} targets/s"
     if line.get("metrics"):
@@ -52,17 +52,29 @@ def describe_epoch(line, epochs):
 def print_result(result, workdir):
     """Print the final table of metrics, in percent, to stdout, and where the run is."""
     columns = {"validation": "validation", "test": "test", "paper": "paper's protocol (best epoch on test per metric)"}
-    columns = {key: title for key, title in columns.items() if result[key]}
-    table = rich.table.Table(title=f"metrics in percent, seed {result['seed']}")
-    table.add_column("metric")
-    for title in columns.values():
-        table.add_column(title, justify="right")
-    for name in next(result[key] for key in columns):
-        table.add_row(name, *(f"{result[key][name]:.4f}" if name in result[key] else "" for key in columns))
-    rich.console.Console().print(table)
+    print_metrics(
+        {title: result[key] for key, title in columns.items() if result[key]},
+        f"metrics in percent, seed {result['seed']}",
+    )
     best = f"epoch {result['best_epoch']} chosen on validation, " if result["best_epoch"] else ""
     seconds = f"{result['train_seconds']:.0f} s training, {result['eval_seconds']:.0f} s evaluation"
     print(f"{best}{result['parameters']:,} parameters, {seconds} on {result['device']}\nrun: {workdir}")
+
+
+def print_metrics(columns, title):
+    """Print a table of metrics to stdout.
+
+    Args:
+      columns: dict heading -> dict metric -> percent; a metric that a column lacks stays empty there.
+      title: of the table; nothing in it is read as markup.
+    """
+    table = rich.table.Table(title=rich.text.Text(title))
+    table.add_column("metric")
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    for name in next(iter(columns.values())):
+        table.add_row(name, *(f"{metrics[name]:.4f}" if name in metrics else "" for metrics in columns.values()))
+    rich.console.Console().print(table)
 
 
 def _losses(parts):

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
+import zipfile
 from typing import NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ from kdsr_jax.vq_fit import fit_ema, fit_joint
 
 SCORE_DEGREE = {"cosine": 0, "dot": 2, "euclidean": 1, "manhattan": 1}  # score(cx, cy) = c**degree * score(x, y)
 KMEANS_ITERATIONS = 30
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 class Teacher(NamedTuple):
@@ -121,7 +122,7 @@ def fit_teacher(feature, settings, width):
     condense_key, rotate_key, pair_key, code_key = jax.random.split(key, 4)
     covered = np.flatnonzero(feature.has_feature)
     x = jnp.asarray(feature.values[covered])
-    x = x - x.mean(0)
+    x = x - x.mean(0, keepdims=True)
     condensed, lost = _condense(x, settings, width, condense_key)
     condensed = _unit_mean_square(rotate(condensed, settings.rotation, settings.num_splits, rotate_key))
     pairs = draw_pairs(pair_key, len(covered), settings.num_pairs)
@@ -179,7 +180,7 @@ def rotate(code, rotation, num_splits, key):
     """
     if rotation == "none":
         return code
-    code = code - code.mean(0)
+    code = code - code.mean(0, keepdims=True)
     if rotation == "random":
         gaussian = jax.random.normal(key, (code.shape[1],) * 2)
         return code @ jnp.linalg.qr(gaussian)[0]
@@ -236,10 +237,10 @@ def _fingerprint(feature, settings, width):
 
 def _read_cache(path):
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = [jnp.asarray(file[name]) for name in Teacher._fields]
             return Teacher(*arrays), json.loads(str(file["report"]))
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # absent or damaged: it is fitted and written again
 
 

@@ -75,10 +75,15 @@ def train_and_evaluate(config, workdir):
 
 
 def evaluate_workdir(config, workdir):
-    """Test the checkpoint that a finished run chose once more and print its metrics beside the saved ones.
+    """Test the checkpoint that a finished run chose once more and print its metrics.
+
+    Under the paper's protocol, which chooses an epoch per metric, it is the epoch with the best mrr at the largest cut-off.
 
     Returns:
       dict of metrics in percent.
+
+    Raises:
+      UserError: the run is not finished, belongs to another config, or has lost the checkpoint.
     """
     with Workdir(workdir, config, create=False) as folder:
         result = folder.read_json("result.json")
@@ -87,13 +92,15 @@ def evaluate_workdir(config, workdir):
         run = prepare(config)
         runner = PhaseRunner(run, refit_phase(run, result["best_epoch"]), folder)
         metrics, _ = runner.evaluate(runner.load_best())
-        reporting.print_result(result | {"validation": None, "paper": None, "test": metrics}, workdir)
+        epoch, metric = result["best_epoch"], _select_metric(config)
+        chosen = f"epoch {epoch}" if epoch else f"paper's protocol (epoch of the best {metric} on test)"
+        reporting.print_metrics({f"test, {chosen}": metrics}, f"metrics in percent, seed {config.seed}")
         return metrics
 
 
-def prepare(config):
-    """Load the data, fit or fetch the teacher and lay out the student; returns a Run."""
-    dataset, placement = load_dataset(config.data), Placement()
+def prepare(config, dataset=None):
+    """Load the data (unless a Dataset is given), fit or fetch the teacher and lay out the student; returns a Run."""
+    dataset, placement = dataset or load_dataset(config.data), Placement()
     width = config.teacher.condensed_dim or config.model.dim
     features = {} if config.model.tables == "none" else dataset.features
     teachers, report = fit_teachers(features, config.teacher, width, cache_folder())

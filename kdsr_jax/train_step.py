@@ -89,7 +89,7 @@ class Trainer:
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         targets = batch.mask.sum().astype(jnp.float32)
-        log = parts | {"loss": total, "gradient_norm": optax.global_norm(gradient), "targets": targets}
+        log = parts | {"loss": total, "gradient_norm": optax.tree.norm(gradient), "targets": targets}
         return TrainState(state.step + 1, params, state.frozen, opt_state), log
 
     def _part_gradient_norms(self, state, resident, teachers, ids, length):
@@ -111,5 +111,5 @@ class Trainer:
             one = {name: jnp.float32(name == part) for name in values}
             weight = self.objective.weight(part)
             for name, gradient in pull_back(one)[0].items():
-                norms[f"{part} on {name.removesuffix('_embedding')}"] = weight * optax.global_norm(gradient)
+                norms[f"{part} on {name.removesuffix('_embedding')}"] = weight * optax.tree.norm(gradient)
         return norms

@@ -1,5 +1,6 @@
 """The folder of a run: config.json, metrics.jsonl, selection.json, ids.npz, ranks.npz, result.json, checkpoints/."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -11,6 +12,9 @@ from kdsr_jax.config import differing_keys, fingerprint, to_dict
 from kdsr_jax.errors import UserError
 
 PHASES = ("select", "refit")
+
+# Left behind by a process that was killed, or stopped by bad input, before it had anything to keep.
+_WORTHLESS = {".lock", ".config.json.tmp", "config.json", "ids.npz"}
 
 
 class Workdir:
@@ -33,6 +37,8 @@ class Workdir:
         if not create and not (self.path / "config.json").is_file():
             raise UserError(f"--workdir={path}: there is no run here; train one with --mode=train first")
         self._check_owner(config)
+        self._made = [folder for folder in (self.path, *self.path.parents) if create and not folder.exists()]
+        self._create = create
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until __exit__
@@ -49,21 +55,33 @@ class Workdir:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
+        if self._create and kind is not None and issubclass(kind, UserError):
+            self._leave_no_trace()
         self._lock.close()
+
+    def _leave_no_trace(self):
+        """Remove what was written if bad input ended the run before it began, so that a corrected command can start."""
+        if {entry.name for entry in self.path.iterdir()} <= _WORTHLESS:
+            for name in _WORTHLESS:
+                (self.path / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                for folder in self._made:
+                    folder.rmdir()
 
     def _check_owner(self, config):
         if not self.path.exists():
             return
         if not self.path.is_dir():
             raise UserError(f"--workdir={self.path}: is a file; give a folder")
+        foreign = f"--workdir={self.path}: holds files but no run of kdsr_jax; give an empty or new folder"
         saved = self.read_json("config.json")
         if saved is None:
-            if any(entry.name != ".lock" for entry in self.path.iterdir()):
-                raise UserError(
-                    f"--workdir={self.path}: holds files but no run of kdsr_jax; give an empty or new folder"
-                )
+            if any(entry.name not in (".lock", ".config.json.tmp") for entry in self.path.iterdir()):
+                raise UserError(foreign)
             return
+        if not (isinstance(saved, dict) and isinstance(saved.get("config"), dict)):
+            raise UserError(foreign)
         differing = differing_keys(saved["config"], to_dict(config))
         if differing:
             raise UserError(f"--workdir={self.path}: holds a run with another config; {'; '.join(differing)}")

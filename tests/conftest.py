@@ -1,5 +1,6 @@
 """Settings for all tests. They go through the environment, so that tests that need no jax do not import it."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -30,3 +31,110 @@ def data_root() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data is not at {folder}; set KDSR_DATA_ROOT to the folder that holds ml-1m/, beauty/ ...")
     return folder
+
+
+# Shapes are such that both phases share their compiled programs: all histories are equally long and longer than
+# max_length, and select and refit both need 5 batches of 29 rows, one row empty, and with them a no-op step.
+TINY = (
+    *("data.name=shop", "data.modalities=image-random", "data.k_core=1", "data.max_length=4"),
+    *("teacher.num_codes=8", "teacher.num_splits=4", "teacher.num_pairs=500", "model.dim=8", "model.num_layers=1"),
+    *("train.batch_size=80", "train.steps_per_call=2", "train.epochs=3"),
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_words(repository, tmp_path_factory):
+    """Return a function (*settings, variant="") -> words of the command line of a tiny run, without --workdir.
+
+    A run takes a second or so, compilation aside. Teachers are cached in a temporary folder, here and in processes that
+    inherit the environment.
+    """
+    root = tmp_path_factory.mktemp("data")
+    _write_shop(root / "shop")
+    os.environ["KDSR_CACHE"] = str(tmp_path_factory.mktemp("teachers"))
+
+    def words(*settings, variant=""):
+        file = f"--config={repository / 'configs' / 'default.py'}{variant}"
+        return [file, f"--config.data.root={root}", *(f"--config.{setting}" for setting in (*TINY, *settings))]
+
+    yield words
+    del os.environ["KDSR_CACHE"]
+
+
+def _write_shop(folder, num_users=48, length=11, num_items=36):
+    """Write a folder dataset of random histories and features; one item has no feature."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    (folder / "features").mkdir(parents=True)
+    items = [f"i{item:02}" for item in range(num_items)]
+    rows = [f"u{user:02},{item}" for user in range(num_users) for item in rng.choice(items, length)]
+    (folder / "interactions.csv").write_text("\n".join(["user_id,item_id", *rows, ""]))
+    for modality in ("image", "text"):
+        features = rng.normal(size=(num_items - 1, 16)).astype(np.float32)
+        np.savez(folder / "features" / f"{modality}-random.npz", item_id=np.array(items[:-1]), features=features)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_words):
+    """Return a function (*settings, variant="") -> config of a tiny run."""
+    from kdsr_jax import cli
+
+    return lambda *settings, variant="": cli.parse([*tiny_words(*settings, variant=variant), "--mode=stats"]).config
+
+
+@contextlib.contextmanager
+def _quick_compilation():
+    """Compile without most optimizations, which takes half the time; the environment is for other processes."""
+    import jax
+
+    before = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = before
+        jax.config.update("jax_disable_most_optimizations", before == "1")
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Compile without most optimizations while a module of tests runs that compile much and compute little."""
+    with _quick_compilation():
+        yield
+
+
+@pytest.fixture(scope="session")
+def finished(tiny, tmp_path_factory):
+    """Return (workdir, result) of a tiny run of KDSR with protocol both; copy the folder before changing it."""
+    from kdsr_jax import train
+
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    with _quick_compilation():
+        return workdir, train.train_and_evaluate(tiny("eval.protocol=both"), workdir)
+
+
+@pytest.fixture(scope="session")
+def newest_checkpoint():
+    """Return a function (workdir, config, phase) -> (epoch, state, record) of the phase's newest checkpoint."""
+    from kdsr_jax import train
+    from kdsr_jax.checkpoint import Checkpoints
+    from kdsr_jax.config import fingerprint
+    from kdsr_jax.phase import PhaseRunner
+
+    shapes = {}
+
+    def load(workdir, config, name):
+        key = fingerprint(config), name
+        if key not in shapes:
+            run = train.prepare(config)
+            phase = train.select_phase(run) if name == "select" else train.refit_phase(run, 1)
+            shapes[key] = PhaseRunner(run, phase, None)._abstract_state()
+        checkpoints = Checkpoints(workdir / "checkpoints" / name)
+        try:
+            return checkpoints.load_newest(shapes[key])
+        finally:
+            checkpoints.close()
+
+    return load

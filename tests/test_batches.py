@@ -62,11 +62,19 @@ def test_every_target_once_an_epoch_within_the_batch_size(lengths, max_length, e
         assert steps == batches.steps_per_epoch
 
 
+def test_a_bucket_of_less_than_half_a_chunk_joins_the_next_longer_one():
+    # By length 4, 8, 16 and 20 the windows count 6, 10, 9 and 20 targets; half a chunk is 2 x 20 / 2 = 20 targets.
+    windows = make_windows([4, 4, 6, 6, 10, 21])
+    batches = Batches(windows, batch_size=20, steps_per_call=2, seed=0)
+    assert [bucket.length for bucket in batches.buckets] == [16, 20]
+    assert sum(len(ids[ids >= 0]) for _, ids in epoch_of(batches, 0)) == 6
+
+
 def test_buckets_by_hand():
     # Windows of 3, 4, 5 and 7 inputs: two buckets. In the first 7 targets need two batches of 4; in the second,
     # 12 targets fit neither in one batch of 7 nor, by 5 + 7, in less than two.
     windows = make_windows([4, 5, 6, 8])
-    batches = Batches(windows, batch_size=7, steps_per_call=3, seed=0)
+    batches = Batches(windows, batch_size=7, steps_per_call=3, seed=0, bucket_lengths=(4, 7))
     assert [tuple(bucket) for bucket in batches.buckets] == [(4, 2, 1, 1), (7, 1, 2, 1)]
     assert (batches.steps_per_epoch, batches.chunks_per_epoch) == (3, 2)
     by_length = dict(epoch_of(batches, 0))

@@ -59,7 +59,8 @@ class Batches:
             batch_size: most targets of a batch.
             steps_per_call: batches of a chunk.
             seed: non-negative; with the epoch it decides every order.
-            bucket_lengths: lengths that rows are padded to; default 4, 8, 16, ... and the longest window.
+            bucket_lengths: lengths that rows are padded to; default 4, 8, 16, ... and the longest window, where a bucket
+                of less than half a chunk joins the next longer one: each bucket costs a compilation.
 
         Raises:
             UserError: there are no windows, or one has more than `batch_size` targets (see `limit_targets`).
@@ -72,7 +73,8 @@ class Batches:
             raise UserError(f"train.batch_size is {batch_size} targets, but one window has {most}; raise it to {most}")
         self.batch_size, self.steps_per_call = batch_size, steps_per_call
         self._seed = seed
-        self._members = _bucket_members(windows, bucket_lengths)
+        least = 0 if bucket_lengths else batch_size * steps_per_call // 2
+        self._members = _join_small(_bucket_members(windows, bucket_lengths), windows.counts, least)
         # Keys of 8 or 16 bits let numpy sort by radix: ten times faster on a million windows.
         self._counts = windows.counts.astype(np.min_scalar_type(most))
         self.buckets = tuple(self._bucket(length, members) for length, members in self._members)
@@ -134,6 +136,17 @@ def _bucket_members(windows: Windows, lengths: Sequence[int] | None) -> list[tup
     bucket_of = np.searchsorted(edges, windows.length)
     members = [np.flatnonzero(bucket_of == bucket).astype(np.int32) for bucket in range(len(edges))]
     return [(int(edge), ids) for edge, ids in zip(edges, members, strict=True) if len(ids)]
+
+
+def _join_small(buckets: list[tuple[int, np.ndarray]], counts: np.ndarray, least: int) -> list[tuple[int, np.ndarray]]:
+    """Let every bucket with fewer than `least` targets join the next longer one; the longest stays as it is."""
+    joined, waiting = [], []
+    for length, members in buckets:
+        waiting.append(members)
+        if length == buckets[-1][0] or sum(int(counts[ids].sum()) for ids in waiting) >= least:
+            joined.append((length, np.sort(np.concatenate(waiting))))
+            waiting = []
+    return joined
 
 
 def _fewest_batches(counts: np.ndarray, batch_size: int) -> int:

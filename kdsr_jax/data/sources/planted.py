@@ -148,7 +148,7 @@ def generate(
 
     Args:
         num_users: users, 1 or more.
-        num_items: items, 24 or more.
+        num_items: items, 12 or more.
         mean_length: interactions a user on average, at least 6, which is the fewest a user has.
         entanglement: 0 .. 1; 0 = each facet in coordinates of its own, 1 = a random rotation mixes all coordinates.
         noise: standard deviation of the noise on every coordinate, whose signal has standard deviation 1; 0 or more.
@@ -180,7 +180,7 @@ def _check(settings: dict) -> None:
     """Raise where a setting is out of its range."""
     ranges = {
         "num_users": (1, np.inf),
-        "num_items": (24, np.inf),
+        "num_items": (12, np.inf),
         "mean_length": (_SHORTEST, np.inf),
         "entanglement": (0, 1),
         "noise": (0, np.inf),

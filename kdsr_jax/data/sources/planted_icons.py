@@ -1,7 +1,7 @@
 """The facets of the planted shop's items by name, and the small drawing each item makes of itself."""
 
 from math import cos, pi, sin
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax.saxutils import escape
 
 
 def _star(points: int, inner: float) -> str:
@@ -64,12 +64,13 @@ def icon(item: dict) -> str:
         KeyError: a facet is missing or has an unknown name.
     """
     shape, colour, pattern = SHAPES[item["shape"]], COLOURS[item["colour"]], item["pattern"]
+    initial = BRANDS[item["brand"]]
     tile = f'<path d="{PATTERNS[pattern]}" fill="none" stroke="#fff" stroke-width="1.6"/>'
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64" width="64" height="64" role="img">'
         f"<title>{escape(item['title'])}</title>"
-        f'<pattern id={quoteattr("pattern-" + pattern)} width="8" height="8" patternUnits="userSpaceOnUse">{tile}'
-        f'</pattern><path d="{shape}" fill="{colour}"/><path d="{shape}" fill="url(#pattern-{pattern})"/>'
+        f'<pattern id="pattern-{pattern}" width="8" height="8" patternUnits="userSpaceOnUse">{tile}</pattern>'
+        f'<path d="{shape}" fill="{colour}"/><path d="{shape}" fill="url(#pattern-{pattern})"/>'
         '<circle cx="53" cy="53" r="9" fill="#fff" stroke="#222"/>'
-        f'<text x="53" y="57.5" font-family="sans-serif" font-size="13" text-anchor="middle">{BRANDS[item["brand"]]}</text></svg>'
+        f'<text x="53" y="57.5" font-family="sans-serif" font-size="13" text-anchor="middle">{initial}</text></svg>'
     )
