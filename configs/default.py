@@ -76,7 +76,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     train.clip_norm = 0.0  # largest global norm of the gradient; 0 = no clipping
     train.ramp_epochs = 10  # epochs until the modality tables learn at full rate, eta; 0 = no ramp (Section 3.3)
     train.ramp_start = 0.1  # share of the learning rate the ramp starts from (Section 3.3)
-    train.steps_per_call = 32  # steps the device runs between two looks of the host
+    train.steps_per_call = 8  # steps of one bucket the device runs in a row; more are fewer calls but worse mixed
     train.patience = 5  # evaluations without a new best before training stops
 
     config.eval = evaluation = ConfigDict()

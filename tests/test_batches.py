@@ -62,12 +62,12 @@ def test_every_target_once_an_epoch_within_the_batch_size(lengths, max_length, e
         assert steps == batches.steps_per_epoch
 
 
-def test_a_bucket_of_less_than_half_a_chunk_joins_the_next_longer_one():
-    # By length 4, 8, 16 and 20 the windows count 6, 10, 9 and 20 targets; half a chunk is 2 x 20 / 2 = 20 targets.
-    windows = make_windows([4, 4, 6, 6, 10, 21])
-    batches = Batches(windows, batch_size=20, steps_per_call=2, seed=0)
-    assert [bucket.length for bucket in batches.buckets] == [16, 20]
-    assert sum(len(ids[ids >= 0]) for _, ids in epoch_of(batches, 0)) == 6
+def test_a_bucket_of_less_than_16_batches_joins_the_next_longer_one():
+    # Up to 4, 8, 16 and 20 inputs there are 22, 10, 9 and 4 prefixes, each a batch: the 10 join the 9.
+    windows = make_windows([4, 4, 6, 6, 10, 21], prefixes=True)
+    batches = Batches(windows, batch_size=1, steps_per_call=2, seed=0)
+    assert [bucket.length for bucket in batches.buckets] == [4, 16, 20]
+    assert sum(len(ids[ids >= 0]) for _, ids in epoch_of(batches, 0)) == 45
 
 
 def test_buckets_by_hand():

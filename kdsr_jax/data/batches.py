@@ -9,6 +9,7 @@ from kdsr_jax.data.sequences import Windows
 from kdsr_jax.errors import UserError
 
 _SHORTEST_BUCKET = 4
+_FEWEST_BATCHES = 16
 
 
 class Bucket(NamedTuple):
@@ -60,7 +61,7 @@ class Batches:
             steps_per_call: batches of a chunk.
             seed: non-negative; with the epoch it decides every order.
             bucket_lengths: lengths that rows are padded to; default 4, 8, 16, ... and the longest window, where a bucket
-                of less than half a chunk joins the next longer one: each bucket costs a compilation.
+                of less than 16 batches joins the next longer one: each bucket costs a compilation.
 
         Raises:
             UserError: there are no windows, or one has more than `batch_size` targets (see `limit_targets`).
@@ -73,7 +74,7 @@ class Batches:
             raise UserError(f"train.batch_size is {batch_size} targets, but one window has {most}; raise it to {most}")
         self.batch_size, self.steps_per_call = batch_size, steps_per_call
         self._seed = seed
-        least = 0 if bucket_lengths else batch_size * steps_per_call // 2
+        least = 0 if bucket_lengths else _FEWEST_BATCHES * batch_size
         self._members = _join_small(_bucket_members(windows, bucket_lengths), windows.counts, least)
         # Keys of 8 or 16 bits let numpy sort by radix: ten times faster on a million windows.
         self._counts = windows.counts.astype(np.min_scalar_type(most))
