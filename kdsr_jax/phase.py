@@ -124,7 +124,8 @@ class PhaseRunner:
         """Train one epoch and evaluate it if the phase says so; returns (state, new record)."""
         epoch = record["epoch"] + 1
         started = time.perf_counter()
-        state, losses = self.train_epoch(state, epoch)
+        last = record["evaluations"][-1]["metrics"] if record["evaluations"] else {}
+        state, losses = self.train_epoch(state, epoch, last)
         trained = time.perf_counter() - started
         line = {"phase": self.phase.name, "epoch": epoch, "step": int(state.step), "losses": losses}
         line["learning_rates"] = {name: float(rate(state.step)) for name, rate in self._schedules.items()}
@@ -146,11 +147,23 @@ class PhaseRunner:
         """Return the state before the first step."""
         return self._trainer.init(self.run.tables, self.run.placement)
 
-    def train_epoch(self, state, epoch):
-        """Train one epoch (from 1); returns (state, dict loss part -> mean over the epoch's targets)."""
+    def train_epoch(self, state, epoch, last_metrics=()):
+        """Train one epoch, showing its progress.
+
+        Args:
+          state: TrainState, donated.
+          epoch: its number, from 1; with the seed it decides the batches.
+          last_metrics: dict of the last evaluation, to be shown.
+
+        Returns:
+          (state, dict loss part -> mean over the epoch's targets).
+
+        Raises:
+          UserError: a loss part or the gradient became NaN or infinite.
+        """
         chunks = self._batches.chunks_per_epoch
         sums, total = {}, 0.0
-        with reporting.EpochProgress(self.phase.name, epoch, self.phase.epochs, chunks) as progress:
+        with reporting.EpochProgress(self.phase.name, epoch, self.phase.epochs, chunks, last_metrics) as progress:
             for index in range((epoch - 1) * chunks, epoch * chunks):
                 length, ids = self._batches.chunk(index)
                 placed = self.run.placement.put_rows(ids)

@@ -12,8 +12,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 class EpochProgress:
     """Shows the chunks of one epoch on a terminal; silent elsewhere. A context manager."""
 
-    def __init__(self, phase, epoch, epochs, chunks):
+    def __init__(self, phase, epoch, epochs, chunks, metrics=()):
+        """Lay the bar out; metrics is the last evaluation's dict, shown beside the losses, or empty."""
         self._done, self._start = 0, time.perf_counter()
+        self._metrics = main_metrics(metrics) if metrics else ""
         columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}")]
         columns += [TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}")]
         self._bar = Progress(*columns, transient=True, disable=not sys.stderr.isatty(), console=_console())
@@ -30,7 +32,7 @@ class EpochProgress:
         """Report one finished chunk: its targets and its mean loss parts."""
         self._done += targets
         rate = f"{self._done / (time.perf_counter() - self._start):,.0f} targets/s"
-        self._bar.update(self._task, advance=1, rate=rate, loss=_losses(losses))
+        self._bar.update(self._task, advance=1, rate=rate, loss=f"{_losses(losses)}  {self._metrics}")
 
 
 def say(text):
@@ -44,9 +46,16 @@ def describe_epoch(line, epochs):
     text = f"{line['phase']} epoch {line['epoch']}/{epochs}  loss {line['losses']['loss']:.4f} ({_losses(parts)})"
     text += f"  {line['targets_per_second']:,.0f} targets/s"
     if line.get("metrics"):
-        shown = {name: value for name, value in line["metrics"].items() if name.startswith(("hr", "mrr"))}
-        text += "  " + " ".join(f"{name} {value:.2f}" for name, value in shown.items())
+        text += "  " + main_metrics(line["metrics"])
     return text
+
+
+def main_metrics(metrics):
+    """Return hr and mrr at the smallest and the largest cut-off as text."""
+    names = [name for name in metrics if name.startswith(("hr", "mrr"))]
+    half = len(names) // 2
+    shown = dict.fromkeys([names[0], names[half], names[half - 1], names[-1]])
+    return " ".join(f"{name} {metrics[name]:.2f}" for name in shown)
 
 
 def print_result(result, workdir):

@@ -70,6 +70,8 @@ def train_and_evaluate(config, workdir):
         if result is None:
             result = _train(prepare(config), folder)
             folder.write_json("result.json", result)
+        else:
+            reporting.say("this run is finished; its result:")
         reporting.print_result(result, workdir)
         return result
 
@@ -219,6 +221,9 @@ def _train(run, folder):
     if protocol != "paper" and selection is None:
         selection = _summarise_select(run, PhaseRunner(run, select_phase(run), folder).execute())
         folder.write_json("selection.json", selection)  # e* is on disk before any test item is looked at
+        reporting.say(
+            f"select: epoch {selection['best_epoch']} is best on validation; refit starts anew on the whole train part"
+        )
     selection = selection or {"best_epoch": None, "validation": None, "train_seconds": 0.0, "eval_seconds": 0.0}
     refit = PhaseRunner(run, refit_phase(run, selection["best_epoch"]), folder).execute()
     return _result(run, selection, refit, folder)
@@ -270,8 +275,13 @@ def _announce(run):
         f"{run.dataset.name}: {data.num_users:,} users, {data.num_items:,} items, {len(data.items):,} interactions; "
         f"{config.model.name}{tables}{distilled}, {_parameters(run):,} parameters; protocol {config.eval.protocol}"
     )
+    if run.student.tuned and run.student.modalities:
+        ramp = f"ramped over {config.train.ramp_epochs} epochs" if config.train.ramp_epochs else "constant"
+        tables = ", ".join(f"{name}_embedding/embedding" for name in run.student.modalities)
+        reporting.say(f"learning rate {config.train.learning_rate:g}; of {tables} {ramp}")
     for name, report in run.teacher_report.items():
         reporting.say(
             f"teacher of {name}: {100 * report['reconstruction_error']:.1f} % of the variance lost in condensing, "
             f"{report['used_codes']} codes in use, perplexity {report['perplexity']:.1f}"
         )
+    reporting.say("compiling; the first epoch of each phase includes it")

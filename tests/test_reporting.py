@@ -63,10 +63,10 @@ def test_progress_on_a_terminal_shows_phase_epoch_speed_and_losses(monkeypatch, 
     terminal = Terminal()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", terminal)
-    with reporting.EpochProgress("select", 1, 3, 2) as progress:
+    with reporting.EpochProgress("select", 2, 3, 2, METRICS) as progress:
         progress.advance(10, {"loss": 1.5, "holistic/image": 0.25})
     shown = terminal.getvalue()
-    for part in ("select epoch 1 of at most 3", "targets/s", "loss 1.5", "holistic/image 0.25"):
+    for part in ("select epoch 2 of at most 3", "targets/s", "loss 1.5", "holistic/image 0.25", reporting.main_metrics(METRICS)):
         assert part in shown
 
 
