@@ -17,7 +17,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
 
     config.data = data = ConfigDict()
     data.name = "planted"  # dataset: the folder <root>/<name>, or the embedded planted shop
-    data.source = "auto"  # auto | folder | planted; auto = planted by that name, else the folder
+    data.source = "auto"  # auto | folder | planted; auto = the folder where there is one, else planted by that name
     data.root = ""  # folder that holds <name>/interactions.*; not part of the fingerprint
     data.k_core = 5  # interactions that each user and each item must keep; 1 = no filter (Section 4, datasets)
     data.max_length = 50  # items of the history a model reads
@@ -26,11 +26,11 @@ def get_config(argument: str | None = None) -> ConfigDict:
 
     data.planted = planted = ConfigDict()  # settings of the planted shop; read by no other source
     planted.num_users = 1200  # users
-    planted.num_items = 600  # items, 12 or more
+    planted.num_items = 600  # items, 18 or more
     planted.mean_length = 12.0  # interactions a user on average, 6 .. num_items / 3
     planted.entanglement = 0.5  # 0 = one block of features a facet .. 1 = a full rotation mixes all facets
     planted.noise = 0.3  # standard deviation of the noise on the features, whose signal has 1
-    planted.missing_rate = 0.05  # share of items that lack a modality, for each modality
+    planted.missing_rate = 0.05  # share of items, none of them cold, that lack a modality, for each modality
     planted.cold_rate = 0.02  # share of items that come on sale late, so that no train part has them
     planted.feature_dim = 64  # width of the features, 8 or more
     planted.seed = 0  # of the shop and its log

@@ -12,6 +12,7 @@ from kdsr_jax.config import apply_variant
 
 def get_config(argument=None):
     config = default.get_config()
+    config.data.max_length = 16  # histories are 12 items long on average: one bucket, so one compilation
     config.model.dim = 64  # the features have no more dimensions
     config.train.epochs = 40
     return apply_variant(config, argument)

@@ -3,6 +3,7 @@
 import json
 import logging
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +70,7 @@ class Checkpoints:
         return loaded["state"], record
 
     def load_newest(self, abstract_state):
-        """Load the newest checkpoint that is whole, and remove damaged newer ones with a warning.
+        """Load the newest checkpoint that is whole; damaged newer ones are renamed, with a warning.
 
         Returns:
           (epoch, state, record), or None where no checkpoint was ever finished.
@@ -87,8 +88,10 @@ class Checkpoints:
                 damaged.append(epoch)
                 continue
             for bad in damaged:
-                log.warning("removing it and going on from epoch %d instead of %d", epoch, bad)
-                self._orbax.delete(bad)
+                log.warning("going on from epoch %d instead of %d, which is set aside as %d%s", epoch, bad, bad, _ASIDE)
+                _set_aside(self.folder / str(bad))
+            if damaged:
+                self._orbax.reload()
             return epoch, state, record
         if epochs or any(self.folder.glob("*" + _ASIDE)):
             raise UserError(f"all checkpoints in {self.folder} are damaged; delete this folder to start the phase over")
@@ -123,8 +126,16 @@ def _set_aside_unreadable(folder):
     for file in folder.glob("[0-9]*/metrics/metrics"):
         checkpoint = file.parent.parent
         if checkpoint.name.isdigit() and not _is_json(file):
-            log.warning("checkpoint %s is damaged (its score); it is now %s%s", checkpoint, checkpoint.name, _ASIDE)
-            checkpoint.rename(checkpoint.with_name(checkpoint.name + _ASIDE))
+            log.warning(
+                "checkpoint %s is damaged (its score); it is set aside as %s%s", checkpoint, checkpoint.name, _ASIDE
+            )
+            _set_aside(checkpoint)
+
+
+def _set_aside(checkpoint):
+    aside = checkpoint.with_name(checkpoint.name + _ASIDE)
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
 
 
 def _is_json(file):

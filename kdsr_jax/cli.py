@@ -47,9 +47,11 @@ def parse(words: Sequence[str]) -> Command:
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_string("mode", "train", "what to do", flag_values=values)
     try:
+        words = values.read_flags_from_files(list(words))
+        _refuse_undefok(words)
         settings = values(["kdsr_jax", *words], known_only=True)[1:]
     except (flags.Error, ValueError) as error:
-        raise UserError(str(error)) from error
+        raise UserError(str(error).removeprefix("ERROR:: ")) from error
     if values.mode not in MODES:
         raise UserError(f"--mode={values.mode}: {not_among(values.mode, MODES)}")
     _check_order(words)
@@ -78,7 +80,7 @@ def load_config(location: str) -> Any:
         UserError: if the file is missing or cannot be run, whatever it raises, or if the variant is unknown.
     """
     path, colon, argument = location.partition(":")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise UserError(f"--config={path}: no such config file{_nearest_file(Path(path))}")
     if not path.endswith(".py"):
         raise UserError(f"--config={path}: a config file is a Python file, FILE.py")
@@ -142,6 +144,13 @@ def _importable(path: Path) -> Iterator[None]:
         sys.path[:] = before
 
 
+def _refuse_undefok(words: Sequence[str]) -> None:
+    """Refuse absl's own flag for passing over unknown flags, fields of the config among them."""
+    for word in words:
+        if re.match(r"--?undefok(=|$)", word):
+            raise UserError(f"{word}: unknown flag; no unknown flag is passed over, so leave it out")
+
+
 def _check_order(words: Sequence[str]) -> None:
     """Refuse a setting that stands before the ``--config`` it would change."""
     files = [index for index, word in enumerate(words) if re.match(r"--?config(=|$)", word)]
@@ -157,7 +166,14 @@ def _check_workdir(workdir: str | None, *, needed: bool) -> None:
             raise UserError("--workdir is missing; give a folder for the run, such as --workdir=runs/planted")
         return
     path = Path(workdir).absolute()
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # which of the folders above is at fault is told below
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--workdir={workdir!r}: not the path of a folder ({reason})") from None
+    existing = next(folder for folder in (path, *path.parents) if os.path.exists(folder))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--workdir={workdir}: {existing} is not a folder that can be written to")
 

@@ -165,11 +165,9 @@ def _error(fields: Mapping[str, Any], name: str, complaint: str) -> UserError:
 
 
 def _whole(low: int, high: int = _LARGEST) -> Check:
-    span = f"from {low} up" if high == _LARGEST else f"from {low} to {high}"
-
     def check(value: Any) -> Complaint:
         right = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-        return None if right else f"must be a whole number {span}"
+        return None if right else f"must be a whole number from {low} to {high}"
 
     return check
 
@@ -219,7 +217,7 @@ def _modalities(value: Any) -> Complaint:
 def _cutoffs(value: Any) -> Complaint:
     right = isinstance(value, list) and value and not any(_whole(1)(k) for k in value)
     right = right and all(left < k for left, k in itertools.pairwise(value))
-    return None if right else "must be rising whole numbers from 1 up, such as 5,10,20"
+    return None if right else f"must be rising whole numbers from 1 to {_LARGEST}, such as 5,10,20"
 
 
 def _check_data(fields: Mapping[str, Any]) -> None:
@@ -231,18 +229,23 @@ def _check_data(fields: Mapping[str, Any]) -> None:
     if fields["data.window_stride"] > fields["data.max_length"]:
         longest = fields["data.max_length"]
         raise _error(fields, "data.window_stride", f"must be at most --config.data.max_length={longest}")
+    items = fields["data.planted.num_items"]
+    if fields["data.planted.mean_length"] > items / 3:
+        advice = f"must be at most a third of --config.data.planted.num_items={items}"
+        raise _error(fields, "data.planted.mean_length", advice)
 
 
 def _check_tables(fields: Mapping[str, Any]) -> None:
-    tables, modalities = fields["model.tables"], fields["data.modalities"]
-    if fields["distill.enabled"] and tables != "tuned":
-        advice = "distillation needs --config.model.tables=tuned (FILE:kdsr-NAME)"
-        raise _error(fields, "distill.enabled", f"{advice}, not {tables}")
-    if fields["distill.enabled"] and not modalities:
-        raise _error(fields, "distill.enabled", "distillation needs a modality, but --config.data.modalities is empty")
-    if tables != "none" and not modalities:
-        advice = "needs a modality, but --config.data.modalities is empty; item ids alone are tables=none"
-        raise _error(fields, "model.tables", advice)
+    tables, distilled = fields["model.tables"], fields["distill.enabled"]
+    if tables != "none" and not fields["data.modalities"]:
+        switches = "--config.model.tables=none" + (" --config.distill.enabled=false" if distilled else "")
+        advice = f"--config.model.tables={tables} need a modality; item ids alone are FILE:sasrec, or {switches}"
+        raise _error(fields, "data.modalities", advice)
+    if distilled and tables != "tuned":
+        published = next(name for name, kind in BACKBONES.items() if kind == tables)
+        advice = f"without distillation, --config.distill.enabled=false or FILE:{published}"
+        advice += f"; with it, --config.model.tables=tuned or FILE:kdsr-{fields['model.name']}"
+        raise _error(fields, "model.tables", f"only tuned tables can be distilled; {advice}")
 
 
 def _check_widths(fields: Mapping[str, Any]) -> None:
@@ -266,7 +269,7 @@ FIELDS: dict[str, Check] = {
     "data.window_stride": _whole(0),
     "data.modalities": _modalities,
     "data.planted.num_users": _whole(1),
-    "data.planted.num_items": _whole(12),
+    "data.planted.num_items": _whole(18),
     "data.planted.mean_length": _real(6),
     "data.planted.entanglement": _real(high=1),
     "data.planted.noise": _real(),
@@ -301,14 +304,14 @@ FIELDS: dict[str, Check] = {
     "model.short_term": _whole(1),
     "model.item_scores": _choice("ids", "fused"),
     "model.table_scale": _real(above=True),
-    "train.epochs": _whole(1),
-    "train.batch_size": _whole(1),
+    "train.epochs": _whole(1, 100_000),
+    "train.batch_size": _whole(1, 1_000_000),
     "train.learning_rate": _real(above=True),
     "train.weight_decay": _real(),
     "train.clip_norm": _real(),
-    "train.ramp_epochs": _whole(0),
+    "train.ramp_epochs": _whole(0, 10_000),
     "train.ramp_start": _real(high=1),
-    "train.steps_per_call": _whole(1),
+    "train.steps_per_call": _whole(1, 10_000),
     "train.patience": _whole(1),
     "eval.protocol": _choice("validation", "paper", "both"),
     "eval.every": _whole(1),

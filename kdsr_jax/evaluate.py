@@ -24,12 +24,12 @@ class Evaluator:
       users: [num_targets] int32 user indices.
     """
 
-    def __init__(self, student, interactions, windows, placement, *, filter_seen, seed=0, steps_per_call=16):
+    def __init__(self, student, interactions, windows, placement, *, filter_seen):
         self._student, self._filter_seen, self._placement = student, filter_seen, placement
         num_slots = max(1, SCORE_BYTES // (4 * student.num_items))
         self._num_slots = min(num_slots, max(1, windows.num_targets))
         windows = limit_targets(windows, self._num_slots)
-        self._batches = Batches(windows, batch_size=self._num_slots, steps_per_call=steps_per_call, seed=seed)
+        self._batches = Batches(windows, batch_size=self._num_slots, steps_per_call=1, seed=0)
         resident = make_resident(interactions, windows)
         self.num_targets = windows.num_targets
         window, _, index = windows.targets()
@@ -38,7 +38,8 @@ class Evaluator:
         self.users = (np.searchsorted(interactions.offsets, index, side="right") - 1).astype(np.int32)
         self._longest = int(self.history_lengths.max(initial=1))
         self._resident = placement.put(resident)
-        self._run = jax.jit(self._chunk, static_argnames="length")
+        self._rank_batch = jax.jit(self._ranks, static_argnames="length")
+        self._candidates = jax.jit(lambda variables: student.apply(variables, method="candidate_vectors"))
 
     def rank(self, params, frozen):
         """Rank every target among all items, ties against it.
@@ -52,38 +53,31 @@ class Evaluator:
         Raises:
           UserError: a score is NaN or infinite.
         """
+        variables = {"params": params, "frozen": frozen}
+        arguments = variables, self._candidates(variables), self._resident
         ranks = np.zeros(self.num_targets, np.int32)
         shown = np.zeros(self._student.num_items, bool)
         for index in range(self._batches.chunks_per_epoch):
             length, ids = self._batches.chunk(index)
-            arrays = self._run(params, frozen, self._resident, self._placement.put_rows(ids), length=length)
-            instance, rank, finite, chunk_shown = jax.device_get(arrays)
+            arrays = self._rank_batch(*arguments, self._placement.put_rows(ids), length=length)
+            instance, rank, finite, batch_shown = jax.device_get(arrays)
             if not finite:
                 raise UserError("the model gives scores that are NaN or infinite; lower --config.train.learning_rate")
             real = instance >= 0
             ranks[instance[real]] = rank[real]
-            shown |= chunk_shown
+            shown |= batch_shown
         return ranks, float(shown.mean())
 
-    def _chunk(self, params, frozen, resident, window_ids, length):
-        variables = {"params": params, "frozen": frozen}
-        item_vectors = self._student.apply(variables, method="targets")  # once a chunk, not once a step
-
-        def step(carry, ids):
-            shown, finite = carry
-            batch = cut_batch(resident, ids, length, self._num_slots)
-            states = self._student.apply(variables, batch.history, method="encode")
-            scores = at_slots(states, batch) @ item_vectors.T
-            finite &= jnp.all(jnp.isfinite(scores))
-            if self._filter_seen:
-                scores = self._without_seen(scores, batch, resident)
-            ranks = jax.vmap(metrics.rank_of_target)(scores, jnp.maximum(batch.targets - 1, 0))
-            shown = shown | _in_top(scores, batch.mask, COVERAGE_K)
-            return (shown, finite), (batch.instance, ranks)
-
-        start = jnp.zeros(item_vectors.shape[0], bool), jnp.bool_(True)
-        (shown, finite), (instance, ranks) = jax.lax.scan(step, start, window_ids)
-        return instance, ranks, finite, shown
+    def _ranks(self, variables, candidates, resident, window_ids, length):
+        """Rank the targets of one batch, window ids [1, R]; see ``rank``."""
+        batch = cut_batch(resident, window_ids[0], length, self._num_slots)
+        states = self._student.apply(variables, batch.history, method="encode")
+        scores = at_slots(states, batch) @ candidates.T
+        finite = jnp.all(jnp.isfinite(scores))
+        if self._filter_seen:
+            scores = self._without_seen(scores, batch, resident)
+        ranks = jax.vmap(metrics.rank_of_target)(scores, jnp.maximum(batch.targets - 1, 0))
+        return batch.instance, ranks, finite, _in_top(scores, batch.mask, COVERAGE_K)
 
     def _without_seen(self, scores, batch, resident):
         """Take the items of each target's whole history out of the ranking, except the target itself."""

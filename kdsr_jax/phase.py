@@ -10,6 +10,7 @@ import numpy as np
 from kdsr_jax import reporting
 from kdsr_jax.checkpoint import Checkpoints
 from kdsr_jax.data.batches import Batches
+from kdsr_jax.data.interactions import train_lengths
 from kdsr_jax.data.sequences import Windows, limit_targets
 from kdsr_jax.errors import UserError
 from kdsr_jax.evaluate import Evaluator, summarise
@@ -18,6 +19,8 @@ from kdsr_jax.optim import make_optimizer
 from kdsr_jax.resident import make_resident
 from kdsr_jax.train_step import Trainer
 
+SELECT_K = 20  # epochs are chosen by mrr@20, whatever eval.topk asks for besides
+
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
@@ -25,6 +28,7 @@ class Phase:
 
     Attributes:
       name: "select" or "refit".
+      label: what its metrics are: "validation", "test", or "test, paper's protocol"; said wherever they stand.
       train: Windows of the training targets.
       evaluation: Windows of the evaluated targets.
       epochs: at most so many.
@@ -34,6 +38,7 @@ class Phase:
     """
 
     name: str
+    label: str
     train: Windows
     evaluation: Windows
     epochs: int
@@ -102,7 +107,8 @@ class PhaseRunner:
             arguments = self.run.student, self.run.dataset.interactions, self.phase.evaluation, self.run.placement
             self._evaluator = Evaluator(*arguments, **settings)
         ranks, coverage = self._evaluator.rank(state.params, state.frozen)
-        return summarise(ranks, self.run.config.eval.topk) | {"coverage@20": 100 * coverage}, ranks
+        topk = sorted({*self.run.config.eval.topk, SELECT_K})
+        return summarise(ranks, topk) | {"coverage@20": 100 * coverage}, ranks
 
     def _start(self, checkpoints):
         restored = checkpoints.load_newest(self._abstract_state())
@@ -134,6 +140,7 @@ class PhaseRunner:
         started = time.perf_counter()
         evaluations = record["evaluations"]
         if self.phase.evaluates(epoch):
+            line["evaluated_on"] = self.phase.label
             line["metrics"], ranks = self.evaluate(state)
             evaluations = [*evaluations, {"epoch": epoch, "metrics": line["metrics"]}]
             self._keep_ranks(evaluations, ranks)
@@ -193,14 +200,14 @@ class PhaseRunner:
             )
 
     def _gradient_norms(self, state):
-        """Measure each loss part's pull on each tuned table, on the first batch of the fullest bucket's order."""
+        """Measure each loss part's pull on the modality tables on one batch: the phase's first of the longest bucket."""
         if not (self.run.student.tuned and self.run.student.modalities):
             return {}
-        bucket = max(self._batches.buckets, key=lambda bucket: bucket.batches)
-        fits = np.flatnonzero(self._windows.length <= bucket.length)[: bucket.rows]
-        ids = self.run.placement.put_rows(fits[None].astype(np.int32))[0]
-        arguments = state, self._resident, self.run.teachers, ids
-        norms = self._trainer.part_gradient_norms(*arguments, length=bucket.length)
+        longest = self._batches.buckets[-1].length
+        chunks = (self._batches.chunk(index) for index in range(self._batches.chunks_per_epoch))
+        ids = next(ids for length, ids in chunks if length == longest)
+        ids = self.run.placement.put_rows(ids[:1])[0]
+        norms = self._trainer.part_gradient_norms(state, self._resident, self.run.teachers, ids, length=longest)
         return {name: float(value) for name, value in norms.items()}
 
     def _keep_ranks(self, evaluations, ranks):
@@ -211,8 +218,7 @@ class PhaseRunner:
         if max(scores[:-1], default=-1.0) >= scores[-1]:
             return  # the first of equal ones stays, as among the checkpoints
         e = self._evaluator
-        train_items = self.run.dataset.interactions.items[self._windows.targets()[2]]
-        counts = np.bincount(train_items, minlength=self.run.student.num_items + 1)
+        counts = _train_counts(self.run.dataset.interactions)
         self.folder.write_arrays(
             "ranks.npz",
             user=e.users,
@@ -222,4 +228,13 @@ class PhaseRunner:
             history_length=np.minimum(e.history_lengths, self.run.config.data.max_length),
             target_train_count=counts[e.target_items],
             epoch=evaluations[-1]["epoch"],
+            evaluated_on=self.phase.label,
         )
+
+
+def _train_counts(interactions):
+    """Count how often each item [N + 1] stands in a train part."""
+    lengths = interactions.lengths
+    position = np.arange(len(interactions.items)) - np.repeat(interactions.offsets[:-1], lengths)
+    trained = position < np.repeat(train_lengths(lengths), lengths)
+    return np.bincount(interactions.items[trained], minlength=interactions.num_items + 1)

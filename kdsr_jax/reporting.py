@@ -46,7 +46,7 @@ def describe_epoch(line, epochs):
     text = f"{line['phase']} epoch {line['epoch']}/{epochs}  loss {line['losses']['loss']:.4f} ({_losses(parts)})"
     text += f"  {line['targets_per_second']:,.0f} targets/s"
     if line.get("metrics"):
-        text += "  " + main_metrics(line["metrics"])
+        text += f"  {line['evaluated_on']}: {main_metrics(line['metrics'])}"
     return text
 
 

@@ -25,6 +25,7 @@ from kdsr_jax.vq_fit import fit_ema, fit_joint
 SCORE_DEGREE = {"cosine": 0, "dot": 2, "euclidean": 1, "manhattan": 1}  # score(cx, cy) = c**degree * score(x, y)
 KMEANS_ITERATIONS = 30
 CACHE_VERSION = 2
+MOST_VARIANCE = 1e30  # float32 products of larger features overflow
 
 
 class Teacher(NamedTuple):
@@ -70,7 +71,7 @@ def cache_folder():
     return pathlib.Path(os.environ.get("KDSR_CACHE") or pathlib.Path(home) / "kdsr_jax")
 
 
-def fit_teachers(features, settings, width, cache_dir=None):
+def fit_teachers(features, settings, width, cache_dir=None, codes=True):
     """Fit a teacher per modality, or read it from the cache.
 
     Args:
@@ -78,42 +79,51 @@ def fit_teachers(features, settings, width, cache_dir=None):
       settings: the config's teacher group (attributes).
       width: condensed_dim, at most min(d_m, covered items).
       cache_dir: folder of fitted teachers by fingerprint, or None.
+      codes: False leaves the codebook empty, for runs that need the condensed features alone.
 
     Returns:
       (dict modality -> Teacher, dict modality -> report), the report a dict of plain numbers: reconstruction_error (share
-      of the variance lost), chunk_variance (list of D), perplexity, distortion, used_codes.
+      of the variance lost), chunk_variance (list of D) and, with codes, perplexity, distortion, used_codes.
 
     Raises:
       UserError: width or num_codes do not fit the features.
     """
     teachers, reports = {}, {}
     for modality, feature in features.items():
-        check_sizes(modality, feature, settings, width)
-        path = cache_dir and pathlib.Path(cache_dir) / f"teacher-{_fingerprint(feature, settings, width)}.npz"
+        check_features(modality, feature, settings, width, codes)
+        name = f"teacher-{_fingerprint(feature, settings, width, codes)}.npz"
+        path = cache_dir and pathlib.Path(cache_dir) / name
         cached = path and _read_cache(path)
-        teachers[modality], reports[modality] = cached or fit_teacher(feature, settings, width)
+        teachers[modality], reports[modality] = cached or fit_teacher(feature, settings, width, codes)
         if path and not cached:
             _write_cache(path, teachers[modality], reports[modality])
     return teachers, reports
 
 
-def check_sizes(modality, feature, settings, width):
-    """Raise UserError where the features are too narrow or too few for the settings."""
+def check_features(modality, feature, settings, width, codes=True):
+    """Raise UserError where the features are too narrow, too few, too large or all alike for the settings."""
     covered, dim = int(feature.has_feature.sum()), feature.values.shape[1]
     if width > min(covered, dim):
         raise UserError(
             f"--config.teacher.condensed_dim={width}: {modality} has {dim} features of {covered} items, so at most "
             f"{min(covered, dim)} can be kept; set --config.teacher.condensed_dim (a divisible number) to that or less"
         )
+    with np.errstate(over="ignore"):
+        variance = feature.values[feature.has_feature].astype(np.float64).var(0).sum()
+    if not 0 < variance < MOST_VARIANCE:
+        raise UserError(
+            f"--config.data.modalities: the {modality} features of all items are alike or too large (their variance is "
+            f"{variance:g}); they say nothing about items, leave the modality out or scale the features"
+        )
     pairs = covered * (covered - 1) // 2
-    if settings.num_codes > min(pairs, settings.num_pairs):
+    if codes and settings.num_codes > min(pairs, settings.num_pairs):
         raise UserError(
             f"--config.teacher.num_codes={settings.num_codes}: {modality} has only "
             f"{min(pairs, settings.num_pairs)} item pairs to learn codes from; lower it"
         )
 
 
-def fit_teacher(feature, settings, width):
+def fit_teacher(feature, settings, width, codes=True):
     """Condense one modality's features, rotate, and fit its codebook; see ``fit_teachers``.
 
     With ``vq_joint`` features and codebook are trained together from the start that the other quantizers end with.
@@ -125,20 +135,38 @@ def fit_teacher(feature, settings, width):
     x = x - x.mean(0, keepdims=True)
     condensed, lost = _condense(x, settings, width, condense_key)
     condensed = _unit_mean_square(rotate(condensed, settings.rotation, settings.num_splits, rotate_key))
-    pairs = draw_pairs(pair_key, len(covered), settings.num_pairs)
+    report = {}
+    codebook = jnp.zeros((0, settings.num_splits))
+    if codes or settings.quantizer == "vq_joint":  # which also shapes the condensed features
+        pairs = draw_pairs(pair_key, len(covered), settings.num_pairs)
+        condensed, codebook, lost, report = _fit_codes(code_key, x, condensed, lost, pairs, settings)
+    report["reconstruction_error"] = float(lost / jnp.mean(x**2))
+    chunks = condensed.reshape(len(covered), settings.num_splits, -1)
+    report["chunk_variance"] = [float(v) for v in chunks.var(0).sum(-1)]
+    full = jnp.zeros((feature.values.shape[0], width)).at[covered].set(condensed)
+    return Teacher(full, jnp.asarray(feature.has_feature), codebook), report
+
+
+def _fit_codes(key, x, condensed, lost, pairs, settings):
+    """Fit the codebook on pairs; returns (condensed, codebook, reconstruction error, report of the codes)."""
     score = (settings.score_fn, settings.num_splits)
     if settings.quantizer == "vq_joint":
-        condensed, codebook, lost = fit_joint(code_key, x, condensed, pairs, settings.num_codes, *score)
+        condensed, codebook, lost = fit_joint(key, x, condensed, pairs, settings.num_codes, *score)
         scale = 1 / jnp.sqrt(jnp.mean(condensed**2))
         condensed, codebook = condensed * scale, codebook * scale ** SCORE_DEGREE[settings.score_fn]
     vectors = correlation_vectors(condensed[pairs[0]], condensed[pairs[1]], *score)
     if settings.quantizer == "vq":
-        codebook = fit_ema(code_key, vectors, settings.num_codes)
+        codebook = fit_ema(key, vectors, settings.num_codes)
     elif settings.quantizer == "kmeans":
-        codebook = quantize.kmeans(code_key, vectors, settings.num_codes, KMEANS_ITERATIONS)
-    full = jnp.zeros((feature.values.shape[0], width)).at[covered].set(condensed)
-    teacher = Teacher(full, jnp.asarray(feature.has_feature), codebook)
-    return teacher, _report(condensed, vectors, codebook, lost / jnp.mean(x**2), settings.num_splits)
+        codebook = quantize.kmeans(key, vectors, settings.num_codes, KMEANS_ITERATIONS)
+    codes = quantize.nearest_codes(vectors, codebook)
+    counts = jnp.bincount(codes, length=codebook.shape[0])
+    report = {
+        "perplexity": float(quantize.perplexity(counts)),
+        "distortion": float(jnp.mean(jnp.sum((vectors - codebook[codes]) ** 2, axis=1))),
+        "used_codes": int((counts > 0).sum()),
+    }
+    return condensed, codebook, lost, report
 
 
 def draw_pairs(key, num_items, num_pairs):
@@ -214,22 +242,9 @@ def _unit_mean_square(code):
     return code / jnp.sqrt(jnp.maximum(jnp.mean(code**2), 1e-30))
 
 
-def _report(condensed, vectors, codebook, lost, num_splits):
-    codes = quantize.nearest_codes(vectors, codebook)
-    counts = jnp.bincount(codes, length=codebook.shape[0])
-    distortion = jnp.mean(jnp.sum((vectors - codebook[codes]) ** 2, axis=1))
-    chunks = condensed.reshape(condensed.shape[0], num_splits, -1)
-    return {
-        "reconstruction_error": float(lost),
-        "chunk_variance": [float(v) for v in chunks.var(0).sum(-1)],
-        "perplexity": float(quantize.perplexity(counts)),
-        "distortion": float(distortion),
-        "used_codes": int((counts > 0).sum()),
-    }
-
-
-def _fingerprint(feature, settings, width):
-    digest = hashlib.sha256(json.dumps([CACHE_VERSION, jax.default_backend(), width, dict(settings.items())]).encode())
+def _fingerprint(feature, settings, width, codes):
+    what = [CACHE_VERSION, jax.default_backend(), width, codes, dict(settings.items())]
+    digest = hashlib.sha256(json.dumps(what).encode())
     digest.update(np.ascontiguousarray(feature.values).tobytes())
     digest.update(np.ascontiguousarray(feature.has_feature).tobytes())
     return digest.hexdigest()[:24]

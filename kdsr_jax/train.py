@@ -9,6 +9,7 @@ Protocols (``eval.protocol``):
 """
 
 import dataclasses
+import hashlib
 import importlib.metadata
 from typing import Any
 
@@ -22,10 +23,13 @@ from kdsr_jax.data.sequences import evaluation_windows, train_windows
 from kdsr_jax.errors import UserError
 from kdsr_jax.mesh import Placement
 from kdsr_jax.models.student import Student, count_parameters, init_student
-from kdsr_jax.phase import Phase, PhaseRunner
+from kdsr_jax.optim import BODY, TABLES, label_params, path_name, table_rules
+from kdsr_jax.phase import SELECT_K, Phase, PhaseRunner
 from kdsr_jax.teacher import cache_folder, fit_teachers
 from kdsr_jax.workdir import Workdir
 
+SELECT_METRIC = f"mrr@{SELECT_K}"
+PAPER_LABEL = "paper's protocol (best epoch on test)"
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -68,7 +72,9 @@ def train_and_evaluate(config, workdir):
     with Workdir(workdir, config) as folder:
         result = folder.read_json("result.json")
         if result is None:
-            result = _train(prepare(config), folder)
+            run = prepare(config)
+            folder.claim_data(data_digest(run.dataset))
+            result = _train(run, folder)
             folder.write_json("result.json", result)
         else:
             reporting.say("this run is finished; its result:")
@@ -79,7 +85,7 @@ def train_and_evaluate(config, workdir):
 def evaluate_workdir(config, workdir):
     """Test the checkpoint that a finished run chose once more and print its metrics.
 
-    Under the paper's protocol, which chooses an epoch per metric, it is the epoch with the best mrr at the largest cut-off.
+    Under the paper's protocol, which chooses an epoch per metric, it is the epoch with the best mrr@20.
 
     Returns:
       dict of metrics in percent.
@@ -92,25 +98,37 @@ def evaluate_workdir(config, workdir):
         if result is None:
             raise UserError(f"--workdir={workdir}: the run is not finished; train it to the end first")
         run = prepare(config)
+        folder.claim_data(data_digest(run.dataset))
         runner = PhaseRunner(run, refit_phase(run, result["best_epoch"]), folder)
         metrics, _ = runner.evaluate(runner.load_best())
-        epoch, metric = result["best_epoch"], _select_metric(config)
-        chosen = f"epoch {epoch}" if epoch else f"paper's protocol (epoch of the best {metric} on test)"
+        epoch = result["best_epoch"]
+        chosen = f"epoch {epoch}" if epoch else f"paper's protocol (epoch of the best {SELECT_METRIC} on test)"
         reporting.print_metrics({f"test, {chosen}": metrics}, f"metrics in percent, seed {config.seed}")
         return metrics
 
 
 def prepare(config, dataset=None):
     """Load the data (unless a Dataset is given), fit or fetch the teacher and lay out the student; returns a Run."""
-    dataset, placement = dataset or load_dataset(config.data), Placement()
+    modalities = () if config.model.tables == "none" else config.data.modalities
+    dataset, placement = dataset or load_dataset(config.data, modalities), Placement()
     width = config.teacher.condensed_dim or config.model.dim
-    features = {} if config.model.tables == "none" else dataset.features
-    teachers, report = fit_teachers(features, config.teacher, width, cache_folder())
+    features = dataset.features if modalities else {}
+    teachers, report = fit_teachers(features, config.teacher, width, cache_folder(), codes=config.distill.enabled)
     scale = config.model.table_scale
     tables = {name: placement.put(teacher.condensed * scale) for name, teacher in teachers.items()}
     student = make_student(config, dataset.interactions.num_items, tuple(features), width)
     distilled = placement.put(teachers) if config.distill.enabled else {}
     return Run(config, dataset, student, distilled, tables, report, placement)
+
+
+def data_digest(dataset):
+    """Return the sha256 of what training and evaluation read of a dataset: histories, raw ids and features."""
+    data, digest = dataset.interactions, hashlib.sha256()
+    for part in (data.items, data.offsets, "\n".join(data.user_ids), "\n".join(data.item_ids)):
+        digest.update(part.encode() if isinstance(part, str) else np.ascontiguousarray(part).tobytes())
+    for name, feature in dataset.features.items():
+        digest.update(name.encode() + feature.values.tobytes() + feature.has_feature.tobytes())
+    return digest.hexdigest()
 
 
 def make_student(config, num_items, modalities, width):
@@ -140,19 +158,23 @@ def select_phase(run):
     """Return the phase that chooses the number of epochs on the last item of each user's train part."""
     config, interactions = run.config, run.dataset.interactions
     lengths = train_lengths(interactions.lengths)
-    metric = _select_metric(config)
-    first = np.maximum(lengths - 1, 1)  # a train part of one item has nothing to predict from
+    if lengths.max() < 3:
+        raise UserError(
+            "no user has the 3 train items that selecting an epoch needs (one is held out); raise --config.data.k_core "
+            "or set --config.eval.protocol=paper"
+        )
 
     def scores(evaluations):
-        return [e["metrics"][metric] for e in evaluations]
+        return [e["metrics"][SELECT_METRIC] for e in evaluations]
 
     def finished(evaluations):
         return bool(evaluations) and len(evaluations) - 1 - int(np.argmax(scores(evaluations))) >= config.train.patience
 
     return Phase(
         name="select",
+        label="validation",
         train=train_windows(interactions.offsets, lengths - 1, config.data.max_length, config.data.window_stride),
-        evaluation=evaluation_windows(interactions.offsets, first, lengths, config.data.max_length),
+        evaluation=evaluation_windows(interactions.offsets, lengths - 1, lengths, config.data.max_length),
         epochs=config.train.epochs,
         evaluates=lambda epoch: epoch % config.eval.every == 0 or epoch == config.train.epochs,
         finished=finished,
@@ -168,7 +190,7 @@ def refit_phase(run, best_epoch):
       best_epoch: e* of the select phase, or None under the paper's protocol.
     """
     config, interactions = run.config, run.dataset.interactions
-    lengths, metric = train_lengths(interactions.lengths), _select_metric(config)
+    lengths = train_lengths(interactions.lengths)
     periodic = config.eval.protocol != "validation"
 
     def evaluates(epoch):
@@ -180,10 +202,11 @@ def refit_phase(run, best_epoch):
 
     def score(evaluations):
         newest = evaluations[-1]
-        return newest["metrics"][metric] if best_epoch is None else float(newest["epoch"] == best_epoch)
+        return newest["metrics"][SELECT_METRIC] if best_epoch is None else float(newest["epoch"] == best_epoch)
 
     return Phase(
         name="refit",
+        label={"validation": "test", "paper": PAPER_LABEL, "both": f"test, and {PAPER_LABEL}"}[config.eval.protocol],
         train=train_windows(interactions.offsets, lengths, config.data.max_length, config.data.window_stride),
         evaluation=evaluation_windows(interactions.offsets, lengths, interactions.lengths, config.data.max_length),
         epochs=config.train.epochs if periodic else best_epoch,
@@ -191,10 +214,6 @@ def refit_phase(run, best_epoch):
         finished=finished,
         score=score,
     )
-
-
-def _select_metric(config):
-    return f"mrr@{config.eval.topk[-1]}"
 
 
 def _no_new_best(evaluations):
@@ -230,8 +249,7 @@ def _train(run, folder):
 
 
 def _summarise_select(run, record):
-    metric = _select_metric(run.config)
-    best = max(record["evaluations"], key=lambda e: e["metrics"][metric])
+    best = max(record["evaluations"], key=lambda e: e["metrics"][SELECT_METRIC])
     seconds = {name: record[name] for name in ("train_seconds", "eval_seconds")}
     return {"best_epoch": best["epoch"], "epochs": record["epoch"], "validation": best["metrics"], **seconds}
 
@@ -253,7 +271,7 @@ def _result(run, selection, refit, folder):
         "epochs": refit["epoch"],
         "train_seconds": selection["train_seconds"] + refit["train_seconds"],
         "eval_seconds": selection["eval_seconds"] + refit["eval_seconds"],
-        "parameters": _parameters(run),
+        "parameters": count_parameters(_abstract_params(run)),
         "teacher": run.teacher_report,
         "config_fingerprint": folder.fingerprint,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -262,9 +280,21 @@ def _result(run, selection, refit, folder):
     }
 
 
-def _parameters(run):
-    shapes = jax.eval_shape(lambda key: init_student(run.student, key, run.tables)[0], jax.random.key(0))
-    return count_parameters(shapes)
+def _abstract_params(run):
+    return jax.eval_shape(lambda key: init_student(run.student, key, run.tables)[0], jax.random.key(0))
+
+
+def _optimizer_groups(run):
+    """Say which learning rate takes which parameters, as the rules sort them."""
+    rules = table_rules(run.student.modalities if run.student.tuned else ())
+    labels = jax.tree_util.tree_leaves_with_path(label_params(_abstract_params(run), rules))
+    rate, epochs = run.config.train.learning_rate, run.config.train.ramp_epochs
+    names = [path_name(path) for path, label in labels if label == TABLES]
+    body = sum(label == BODY for _, label in labels)
+    if names:
+        ramp = f"from {run.config.train.ramp_start:g} of it, over {epochs} epochs" if epochs else "without a ramp"
+        yield f"learning rate {rate:g} {ramp}: {', '.join(names)}"
+    yield f"learning rate {rate:g}: {body} other parameters"
 
 
 def _announce(run):
@@ -273,15 +303,13 @@ def _announce(run):
     distilled = ", distillation" if run.teachers else ""
     reporting.say(
         f"{run.dataset.name}: {data.num_users:,} users, {data.num_items:,} items, {len(data.items):,} interactions; "
-        f"{config.model.name}{tables}{distilled}, {_parameters(run):,} parameters; protocol {config.eval.protocol}"
+        f"{config.model.name}{tables}{distilled}, {count_parameters(_abstract_params(run)):,} parameters; protocol {config.eval.protocol}"
     )
-    if run.student.tuned and run.student.modalities:
-        ramp = f"ramped over {config.train.ramp_epochs} epochs" if config.train.ramp_epochs else "constant"
-        tables = ", ".join(f"{name}_embedding/embedding" for name in run.student.modalities)
-        reporting.say(f"learning rate {config.train.learning_rate:g}; of {tables} {ramp}")
+    for line in _optimizer_groups(run):
+        reporting.say(line)
     for name, report in run.teacher_report.items():
         reporting.say(
-            f"teacher of {name}: {100 * report['reconstruction_error']:.1f} % of the variance lost in condensing, "
-            f"{report['used_codes']} codes in use, perplexity {report['perplexity']:.1f}"
+            f"teacher of {name}: {100 * report['reconstruction_error']:.1f} % of the variance lost in condensing"
+            + (f", {report['used_codes']} codes in use, perplexity {report['perplexity']:.1f}" if run.teachers else "")
         )
     reporting.say("compiling; the first epoch of each phase includes it")

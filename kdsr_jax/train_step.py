@@ -93,10 +93,10 @@ class Trainer:
         return TrainState(state.step + 1, params, state.frozen, opt_state), log
 
     def _part_gradient_norms(self, state, resident, teachers, ids, length):
-        """Norm of each weighted loss part's gradient on each tuned modality table, for one batch [R] of window ids.
+        """Norm of each weighted loss part's gradient on the modality tables it acts on, for one batch [R] of window ids.
 
         Returns:
-          dict "part -> modality" -> scalar; shows whether a distillation term acts at all.
+          dict "part on modality" -> scalar; shows whether a distillation term acts at all.
         """
         batch = cut_batch(resident, ids, length, self.num_slots)
         names = [f"{name}_embedding" for name in self.objective.student.modalities]
@@ -110,6 +110,9 @@ class Trainer:
         for part in values:
             one = {name: jnp.float32(name == part) for name in values}
             weight = self.objective.weight(part)
-            for name, gradient in pull_back(one)[0].items():
-                norms[f"{part} on {name.removesuffix('_embedding')}"] = weight * optax.tree.norm(gradient)
+            gradients = pull_back(one)[0]
+            for modality in self.objective.student.modalities:
+                if part == "next_item" or part.endswith(f"/{modality}"):
+                    norm = optax.tree.norm(gradients[f"{modality}_embedding"])
+                    norms[f"{part} on {modality}"] = weight * norm
         return norms

@@ -86,6 +86,20 @@ class Workdir:
         if differing:
             raise UserError(f"--workdir={self.path}: holds a run with another config; {'; '.join(differing)}")
 
+    def claim_data(self, digest):
+        """Tie the run to its data at the first start, and refuse other data later.
+
+        Raises:
+          UserError: the run began with data of another digest.
+        """
+        saved = self.read_json("config.json")
+        if saved.setdefault("data_sha256", digest) != digest:
+            raise UserError(
+                f"--workdir={self.path}: the data is not what this run began with (file contents or --config.data.root "
+                f"have changed); give the same data or another --workdir"
+            )
+        self.write_json("config.json", saved)
+
     def checkpoints(self, phase):
         """Return the folder of a phase's checkpoints."""
         return self.path / "checkpoints" / phase

@@ -183,11 +183,29 @@ def test_a_list_can_be_empty(repository, empty):
         (["{config}", "--config.eval.topk=5,a"], "--config.eval.topk=5,a: must be rising whole numbers"),
         (["{config}", "--config.distill.temperature", "-1"], "--config.distill.temperature=-1.0: must be"),
         (["{config}", "--config.teacher.num_splits=7"], "--config.teacher.num_splits=7: must divide"),
-        (["--flagfile=absent.flags"], "absent.flags"),
+        (["{config}", "--config.seed=99999999999999"], "must be a whole number from 0 to 2147483647"),
+        (["{config}", "--config.model.tables=frozen"], "--config.distill.enabled=false or FILE:sasrm"),
+        (["{config}", "--config.data.modalities="], "item ids alone are FILE:sasrec"),
+        (["{config}", "--workdir=x", "--undefok=oops", "--oops=1"], "--undefok=oops: unknown flag"),
+        (["{config}", "--workdir=x", "--undefok", "config.seed", "--config.seed=1"], "--undefok: unknown flag"),
+        (["{config}", "--workdir=a\0b"], r"--workdir='a\x00b': not the path of a folder (embedded null byte)"),
+        (["{config}", "--workdir=" + 300 * "x"], "not the path of a folder (File name too long)"),
+        (["--config=" + 300 * "x"], "no such config file"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(mistake, planted, words, expected):
     assert expected in mistake(*(word.format(config=planted, planted=planted) for word in words))
+
+
+def test_a_flagfile_is_read_and_its_mistakes_are_one_line_too(command, mistake, planted, train, tmp_path):
+    assert mistake("--flagfile=absent.flags").startswith("Unable to open flagfile: ")
+    path = tmp_path / "my.flags"
+    path.write_text(f"{planted}\n--config.train.epochs=3\n--workdir={tmp_path}/run\n")
+    assert command(f"--flagfile={path}")[0] == 0
+    [(_, config, _)] = train.calls
+    assert config.train.epochs == 3
+    path.write_text("--undefok=oops\n")
+    assert "--undefok=oops: unknown flag" in mistake(f"--flagfile={path}", planted, "--workdir=x", "--oops=1")
 
 
 def test_a_missing_config_file_is_named_with_the_nearest(mistake, repository):

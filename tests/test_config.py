@@ -109,10 +109,10 @@ OUTSIDE = {
     "data.window_stride": (-1, 51),
     "data.modalities": (["text"], ["text-a", "text-b"], ["item-x"], [7], ["text-../x"]),
     "data.planted.num_users": (0,),
-    "data.planted.num_items": (11,),
-    "data.planted.mean_length": (5.9,),
+    "data.planted.num_items": (17,),
+    "data.planted.mean_length": (5.9, 200.1, math.inf),
     "data.planted.entanglement": (-0.1, 1.1),
-    "data.planted.noise": (-0.1,),
+    "data.planted.noise": (-0.1, math.nan),
     "data.planted.missing_rate": (1.1, -0.1),
     "data.planted.cold_rate": (0.6, -0.1),
     "data.planted.feature_dim": (7,),
@@ -144,14 +144,14 @@ OUTSIDE = {
     "model.short_term": (0,),
     "model.item_scores": ("id",),
     "model.table_scale": (0.0,),
-    "train.epochs": (-1, 0, 5.5),
-    "train.batch_size": (0, -1),
+    "train.epochs": (-1, 0, 5.5, 100_001),
+    "train.batch_size": (0, -1, 1_000_001),
     "train.learning_rate": (0.0, -1e-3, math.nan, math.inf, True),
     "train.weight_decay": (-1e-5, math.inf),
     "train.clip_norm": (-1.0,),
-    "train.ramp_epochs": (-1,),
+    "train.ramp_epochs": (-1, 10_001),
     "train.ramp_start": (-0.1, 1.1),
-    "train.steps_per_call": (0,),
+    "train.steps_per_call": (0, 10_001),
     "train.patience": (0,),
     "eval.protocol": ("test",),
     "eval.every": (0,),
@@ -171,7 +171,11 @@ INSIDE = {
     "distill.pair_budget": (0,),
     "model.hidden_dropout": (0, 0.9),
     "model.num_heads": (1, 128),
-    "train.epochs": (1,),
+    "data.planted.mean_length": (6, 200),
+    "train.epochs": (1, 100_000),
+    "train.batch_size": (1, 1_000_000),
+    "train.ramp_epochs": (0, 10_000),
+    "train.steps_per_call": (1, 10_000),
     "train.ramp_start": (0.0, 1.0),
     "eval.topk": ([1], [5, 20]),
 }
@@ -200,15 +204,35 @@ def test_a_wrong_choice_lists_the_choices_and_the_nearest():
     )
 
 
-def test_distillation_needs_tuned_tables_and_a_modality():
-    assert "tables=tuned" in complaint(model__tables="frozen")
-    assert "modality" in complaint(data__modalities=[])
+def test_a_whole_number_too_large_is_told_the_bound():
+    assert complaint(seed=99999999999999).endswith("must be a whole number from 0 to 2147483647")
+    assert complaint(train__batch_size=2**30).endswith("from 1 to 1000000")
+
+
+@pytest.mark.parametrize(("tables", "published"), [("frozen", "sasrm"), ("none", "sasrec")])
+def test_distillation_into_other_than_tuned_tables_is_told_both_ways_out(tables, published):
+    message = complaint(model__tables=tables)
+    assert message.startswith(f"--config.model.tables={tables}: ")
+    assert f"--config.distill.enabled=false or FILE:{published};" in message
+    assert "--config.model.tables=tuned or FILE:kdsr-sasrm" in message
+    validate(changed(model__tables=tables, distill__enabled=False))
 
 
 @pytest.mark.parametrize("tables", ["frozen", "tuned"])
-def test_tables_need_a_modality(tables):
-    message = complaint(data__modalities=[], model__tables=tables, distill__enabled=False)
-    assert message.startswith(f"--config.model.tables={tables}") and "tables=none" in message
+@pytest.mark.parametrize("distilled", [False, True])
+def test_tables_need_a_modality(tables, distilled):
+    message = complaint(data__modalities=[], model__tables=tables, distill__enabled=distilled)
+    assert message.startswith("--config.data.modalities=: ") and f"--config.model.tables={tables}" in message
+    assert "FILE:sasrec" in message and "--config.model.tables=none" in message
+    assert ("--config.distill.enabled=false" in message) == distilled
+
+
+def test_planted_histories_are_at_most_a_third_of_the_items():
+    message = complaint(data__planted__num_items=30)
+    assert message.startswith("--config.data.planted.mean_length=12.0: must be at most a third of")
+    assert message.endswith("--config.data.planted.num_items=30")
+    validate(changed(data__planted__num_items=36))
+    validate(changed(data__planted__num_items=18, data__planted__mean_length=6.0))
 
 
 def test_item_ids_alone_need_no_modality_and_no_split():

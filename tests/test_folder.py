@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from kdsr_jax.data import load_dataset, modality_entries
+from configs import default
+from kdsr_jax.data import load_dataset
 from kdsr_jax.data.sources import folder
 from kdsr_jax.errors import UserError
 
@@ -166,10 +167,18 @@ def test_no_log_and_two_logs(tmp_path):
 def test_items(tmp_path, name, caplog):
     lines = [{"item_id": "c", "title": "ü"}, {"item_id": "zz"}, {"item_id": "a", "tags": [1]}]
     write_log(tmp_path, "\n".join(map(json.dumps, lines)) + "\n\n", name)
-    with caplog.at_level(logging.INFO, "kdsr_jax"):
+    with caplog.at_level(logging.WARNING, "kdsr_jax"):
         items = folder.load_items(tmp_path, ITEM_IDS)
     assert items == [{}, lines[2], {}, lines[0]]
-    assert "ignored 1 items outside the log" in caplog.text
+    [record] = caplog.records
+    assert record.getMessage().endswith("ignored 1 items outside the log")
+
+
+def test_items_that_are_all_in_the_log_are_silent(tmp_path, caplog):
+    write_log(tmp_path, '{"item_id": "a"}\n', "items.jsonl")
+    with caplog.at_level(logging.INFO, "kdsr_jax"):
+        folder.load_items(tmp_path, ITEM_IDS)
+    assert not caplog.records
 
 
 def test_item_ids_that_are_numbers_become_strings(tmp_path):
@@ -203,6 +212,9 @@ def test_truncated_items(tmp_path):
         folder.load_items(tmp_path, ITEM_IDS)
 
 
+PLANTED = default.get_config().data.planted.to_dict() | {"num_users": 60, "num_items": 40}
+
+
 def write_shop(root: Path) -> Path:
     """Write a data set `shop` with a text modality."""
     (root / "shop" / "features").mkdir(parents=True)
@@ -223,7 +235,7 @@ def test_load_dataset_from_a_folder(tmp_path):
 
 
 def test_load_dataset_from_the_planted_shop():
-    settings = {"num_users": 60, "num_items": 40, "missing_rate": 0.1, "feature_dim": 16}
+    settings = PLANTED | {"missing_rate": 0.1, "feature_dim": 16}
     modalities = ("text-facets", "image-facets")
     dataset = load_dataset(data_config(name="planted", modalities=modalities, planted=settings, k_core=3))
     shop, item_ids = dataset.oracle, dataset.interactions.item_ids
@@ -241,27 +253,37 @@ def test_a_folder_goes_before_the_planted_shop(tmp_path):
     write_shop(tmp_path)
     (tmp_path / "shop").rename(tmp_path / "planted")
     assert load_dataset(data_config(name="planted", root=str(tmp_path))).oracle is None
-    assert load_dataset(data_config(name="planted", source="planted", root=str(tmp_path))).oracle is not None
+    named = data_config(name="planted", source="planted", root=str(tmp_path), planted=PLANTED)
+    assert load_dataset(named).oracle is not None
+
+
+def test_features_are_not_looked_for_where_no_modality_is_wanted(tmp_path):
+    data = data_config(root=str(write_shop(tmp_path)), modalities=("text-absent", "image-absent"))
+    with pytest.raises(UserError, match="text-absent.npz: no such features file"):
+        load_dataset(data)
+    assert load_dataset(data, modalities=()).features == {}
+    assert list(load_dataset(data, modalities=("text-x-small",)).features) == ["text"]
+    planted = data_config(name="planted", modalities=("sound-facets",), planted=PLANTED)
+    assert load_dataset(planted, modalities=()).features == {}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, "data.root is empty; set it to the folder that holds shop/"),
-        ({"source": "folder"}, "data.root is empty"),
-        ({"root": "/nowhere"}, "no data set 'shop': looked in /nowhere/shop for interactions.csv, interactions.csv.gz"),
-        ({"root": "/nowhere", "source": "folder", "name": "planted"}, "looked in /nowhere/planted"),
-        ({"source": "tfds"}, "data.source is 'tfds'; choose auto, folder or planted"),
-        ({"modalities": ("text-a", "image-b", "text-c")}, "'text-a' and 'text-c' are both of modality 'text'"),
-        ({"modalities": ("text",)}, "data.modalities: 'text' is not <modality>-<encoder>"),
-        ({"name": "planted", "modalities": ("sound-facets",)}, "planted shop has no 'sound-facets'; it has: image-fac"),
+        (
+            {"root": "/nowhere"},
+            "/shop holds none of interactions.csv, interactions.csv.gz, interactions.parquet, and this version has no TFDS",
+        ),
+        (
+            {"root": "/nowhere", "source": "folder", "name": "planted"},
+            "/nowhere/planted holds none of interactions.csv, interactions.csv.gz, interactions.parquet",
+        ),
+        (
+            {"name": "planted", "modalities": ("sound-facets",)},
+            "--config.data.modalities: the planted shop has no 'sound-facets'; it has: image-facets, text-facets",
+        ),
     ],
 )
 def test_bad_data_config(changes, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        load_dataset(data_config(planted={"num_users": 60, "num_items": 40}, **changes))
-
-
-def test_modality_entries_keep_the_order_of_the_config():
-    entries = modality_entries(("text-minilm", "image-efficientnet-lite0"))
-    assert list(entries.items()) == [("text", "text-minilm"), ("image", "image-efficientnet-lite0")]
+        load_dataset(data_config(planted=PLANTED, **changes))

@@ -122,9 +122,12 @@ def test_statistics():
     ("pairs", "k_core", "message"),
     [
         ([], 1, "the log is empty"),
-        ([("u", "a")] * 4, 0, "data.k_core is 0"),
-        ([("u", "a"), ("u", "b"), ("v", "a")], 2, "the 2-core of the log is empty .* lower data.k_core"),
-        ([("u", "a"), ("u", "b"), ("u", "c"), ("v", "a"), ("v", "b")], 1, r"user 'v' has 2 .* data.k_core to 3"),
+        ([("u", "a"), ("u", "b"), ("v", "a")], 2, "the 2-core of the log is empty .* lower --config.data.k_core"),
+        (
+            [("u", "a"), ("u", "b"), ("u", "c"), ("v", "a"), ("v", "b")],
+            1,
+            r"user 'v' has 2 .* --config.data.k_core to 3",
+        ),
     ],
 )
 def test_bad_logs(pairs, k_core, message):

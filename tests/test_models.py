@@ -359,7 +359,7 @@ def test_jit_equals_eager():
 
 def test_fused_scores_let_an_item_without_id_knowledge_score_by_its_features():
     student, variables = build(item_scores="fused")
-    targets = jax.jit(functools.partial(student.apply, method="targets"))(variables)
+    targets = jax.jit(functools.partial(student.apply, method="candidate_vectors"))(variables)
     assert targets.shape == (N, DIM)
     vectors = jax.jit(functools.partial(student.apply, method="item_vectors"))(variables, np.array([1, 9]))
     np.testing.assert_allclose(targets[jnp.array([0, 8])], vectors, rtol=1e-5, atol=1e-6)

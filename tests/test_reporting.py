@@ -24,6 +24,7 @@ LINE = {
     "epoch": 2,
     "losses": {"loss": 5.5, "next_item": 3.25, "holistic/image": 0.0004, "gradient_norm": 0.9},
     "targets_per_second": 12345.6,
+    "evaluated_on": "test",
     "metrics": METRICS | {"ndcg@5": 7.0},
 }
 
@@ -42,7 +43,7 @@ def test_lines_are_printed_as_they_are(capsys, text):
 def test_epoch_line_has_losses_speed_and_metrics():
     text = reporting.describe_epoch(LINE, 9)
     assert text.startswith("refit epoch 2/9  loss 5.5000 (next_item 3.25 holistic/image 0.0004)")
-    assert text.endswith("12,346 targets/s  hr@5 1.25 mrr@20 0.50")
+    assert text.endswith("12,346 targets/s  test: hr@5 1.25 mrr@20 0.50")
 
 
 def test_epoch_without_evaluation_shows_no_metrics():
@@ -66,7 +67,13 @@ def test_progress_on_a_terminal_shows_phase_epoch_speed_and_losses(monkeypatch, 
     with reporting.EpochProgress("select", 2, 3, 2, METRICS) as progress:
         progress.advance(10, {"loss": 1.5, "holistic/image": 0.25})
     shown = terminal.getvalue()
-    for part in ("select epoch 2 of at most 3", "targets/s", "loss 1.5", "holistic/image 0.25", reporting.main_metrics(METRICS)):
+    for part in (
+        "select epoch 2 of at most 3",
+        "targets/s",
+        "loss 1.5",
+        "holistic/image 0.25",
+        reporting.main_metrics(METRICS),
+    ):
         assert part in shown
 
 

@@ -198,7 +198,7 @@ def test_diverging_names_steps_and_loss_part_and_keeps_the_good_checkpoint(
 ):
     train_epoch = PhaseRunner.train_epoch
 
-    def poisoned(self, state, epoch):
+    def poisoned(self, state, epoch, last_metrics=()):
         state.params["image_head"]["code_out"]["bias"] *= np.nan
         return train_epoch(self, state, epoch)
 

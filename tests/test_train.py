@@ -104,7 +104,7 @@ def test_ranks_explain_the_metrics(finished, tiny):
     workdir, result = finished
     ranks = read_ranks(workdir)
     columns = {"user", "position", "target", "rank", "history_length", "target_train_count"}
-    assert ranks.keys() == columns | {"epoch"}
+    assert ranks.keys() == columns | {"epoch", "evaluated_on"}
     assert ranks["epoch"] == result["best_epoch"]
     expected = metrics_of(ranks["rank"])
     assert {name: result["test"][name] for name in NAMES} == pytest.approx(expected, rel=1e-6)
@@ -115,9 +115,8 @@ def test_ranks_explain_the_metrics(finished, tiny):
     histories = np.split(interactions.items, interactions.offsets[1:-1])
     assert ranks["target"].tolist() == [histories[u][p] for u, p in zip(ranks["user"], ranks["position"], strict=True)]
     assert ranks["history_length"].tolist() == np.minimum(ranks["position"], 4).tolist()
-    # Every item of a train part but the first is a train target once an epoch.
-    targets = np.concatenate([history[1:part] for history, part in zip(histories, parts, strict=True)])
-    counts = np.bincount(targets, minlength=len(interactions.item_ids))
+    trained = np.concatenate([history[:part] for history, part in zip(histories, parts, strict=True)])
+    counts = np.bincount(trained, minlength=len(interactions.item_ids))
     assert ranks["target_train_count"].tolist() == counts[ranks["target"]].tolist()
     with np.load(workdir / "ids.npz") as ids:
         assert ids["user_ids"].tolist() == interactions.user_ids.tolist()
@@ -227,7 +226,7 @@ def test_select_never_sees_a_test_item(finished, tiny, tmp_path, monkeypatch, ne
     workdir, _ = finished
     config, load = tiny("eval.protocol=both"), train.load_dataset
     wanted = newest_checkpoint(workdir, config, "select")
-    monkeypatch.setattr(train, "load_dataset", lambda data: with_other_test_items(load(data)))
+    monkeypatch.setattr(train, "load_dataset", lambda data, modalities: with_other_test_items(load(data, modalities)))
     monkeypatch.setattr(train, "refit_phase", stop)
     with pytest.raises(KeyboardInterrupt):
         train.train_and_evaluate(config, tmp_path)
@@ -313,10 +312,10 @@ def test_select_evaluates_every_so_many_epochs_and_after_the_last(phases):
     assert select.epochs == 7
 
 
-def test_select_watches_the_largest_cutoff(phases):
+def test_select_watches_mrr_at_20_whatever_the_cutoffs(phases):
     select, _ = phases("train.patience=1", "eval.topk=5,10")
-    assert select.finished(evaluations_of(2.0, 1.0, metric="mrr@10"))
-    assert select.score(evaluations_of(2.0, 1.5, metric="mrr@10")) == 1.5
+    assert select.finished(evaluations_of(2.0, 1.0, metric="mrr@20"))
+    assert select.score(evaluations_of(2.0, 1.5, metric="mrr@20")) == 1.5
 
 
 def test_first_of_equal_epochs_is_chosen(tiny):

@@ -178,3 +178,13 @@ def test_copy_of_a_run_is_a_run(tmp_path, config):
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     with Workdir(tmp_path / "b", config, create=False) as folder:
         assert folder.read_json("result.json") == {"seed": 0}
+
+
+def test_other_data_in_the_same_workdir_is_refused(tmp_path, tiny):
+    config = tiny()
+    with Workdir(tmp_path / "run", config) as folder:
+        folder.claim_data("a" * 64)
+        folder.claim_data("a" * 64)
+        with pytest.raises(UserError, match="the data is not what this run began with"):
+            folder.claim_data("b" * 64)
+    assert folder.read_json("config.json")["data_sha256"] == "a" * 64

@@ -71,7 +71,9 @@ class Batches:
             raise UserError("there are no training targets: every train part is shorter than 2 items")
         most = int(windows.counts.max())
         if most > batch_size:
-            raise UserError(f"train.batch_size is {batch_size} targets, but one window has {most}; raise it to {most}")
+            raise UserError(
+                f"--config.train.batch_size is {batch_size} targets, but one window has {most}; raise it to {most}"
+            )
         self.batch_size, self.steps_per_call = batch_size, steps_per_call
         self._seed = seed
         least = 0 if bucket_lengths else _FEWEST_BATCHES * batch_size

@@ -50,7 +50,7 @@ def load_features(path: str | Path, item_ids: np.ndarray) -> Features:
 def align_features(file_ids: np.ndarray, values: np.ndarray, item_ids: np.ndarray, where: str) -> Features:
     """Check a modality's raw features and bring them into the order of the items.
 
-    Items without a feature are counted in a warning; features of items outside the log are ignored and counted.
+    Items without a feature are counted in a warning; so are features of items outside the log, which are ignored.
 
     Args:
         file_ids: [n] unicode (integers are taken by their decimal digits), raw ids in any order.
@@ -68,7 +68,7 @@ def align_features(file_ids: np.ndarray, values: np.ndarray, item_ids: np.ndarra
     values = np.asarray(values, np.float32)
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(bad):
-        raise UserError(f"{where}: the features of item {str(file_ids[bad[0]])!r} (row {bad[0]}) hold NaN or Inf")
+        raise UserError(f"{where}: the features of item {str(file_ids[bad[0]])!r} (row {bad[0] + 1}) hold NaN or Inf")
     order = np.argsort(file_ids, kind="stable")
     ordered = file_ids[order]
     repeated = np.flatnonzero(ordered[1:] == ordered[:-1])
@@ -122,4 +122,4 @@ def _report_coverage(covered: int, num_items: int, num_rows: int, where: str) ->
         missing = num_items - covered
         _logger.warning("%s: %s of %s items have no features; theirs are zero", where, f"{missing:,}", f"{num_items:,}")
     if covered < num_rows:
-        _logger.info("%s: ignored the features of %s items outside the log", where, f"{num_rows - covered:,}")
+        _logger.warning("%s: ignored the features of %s items outside the log", where, f"{num_rows - covered:,}")

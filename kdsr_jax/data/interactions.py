@@ -74,23 +74,21 @@ def build_interactions(log: RawLog, k_core: int) -> Interactions:
 
     Args:
         log: the raw log.
-        k_core: least number of interactions of every user and every item; 1 keeps everything.
+        k_core: least number of interactions of every user and every item, 1 or more; 1 keeps everything.
 
     Returns:
         The interactions, users and items each numbered in lexicographic order of their raw ids.
 
     Raises:
-        UserError: `k_core` is below 1, nothing is left, or a user is too short to leave one training pair.
+        UserError: the log is empty, nothing is left of it, or a user is too short to leave one training pair.
     """
-    if k_core < 1:
-        raise UserError(f"data.k_core is {k_core}; it must be 1 (no filter) or more")
     if len(log.user_codes) == 0:
         raise UserError("the log is empty: it has no interactions")
     rows = _k_core_rows(log.user_codes, log.item_codes, k_core)
     if len(rows) == 0:
         raise UserError(
             f"the {k_core}-core of the log is empty (no users and items with {k_core} interactions each are left); "
-            "lower data.k_core"
+            "lower --config.data.k_core"
         )
     users, user_ids = _number(log.user_codes[rows], log.user_names)
     items, item_ids = _number(log.item_codes[rows], log.item_names)
@@ -188,5 +186,5 @@ def _require_training_pairs(interactions: Interactions) -> None:
         user = short[0]
         raise UserError(
             f"user {str(interactions.user_ids[user])!r} has {lengths[user]} interaction(s), too few to leave one "
-            f"training pair beside a test item ({len(short):,} such user(s)); set data.k_core to 3 or more"
+            f"training pair beside a test item ({len(short):,} such user(s)); set --config.data.k_core to 3 or more"
         )

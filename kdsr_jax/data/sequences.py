@@ -73,7 +73,8 @@ def train_windows(
         UserError: `stride` is negative or larger than `max_length` (targets would be lost between windows).
     """
     if not 0 <= stride <= max_length:
-        raise UserError(f"data.window_stride is {stride}; it must be between 0 and data.max_length = {max_length}")
+        bounds = f"between 0 and --config.data.max_length={max_length}"
+        raise UserError(f"--config.data.window_stride is {stride}; it must be {bounds}")
     if prefixes:
         return evaluation_windows(offsets, np.ones_like(lengths), lengths, max_length, prefixes=True)
     stride = stride or max(1, max_length // 2)

@@ -89,7 +89,7 @@ class Student(nn.Module):
         """
         return self.read(self.encoder(self.item_vectors(history), history > 0, deterministic))
 
-    def targets(self):
+    def candidate_vectors(self):
         """Return the vectors [N, dim] of items 1..N that representations are scored against (``item_scores``)."""
         if self.item_scores == "ids":
             return self.item_embedding.embedding[1:]
@@ -97,7 +97,7 @@ class Student(nn.Module):
 
     def score(self, representations):
         """Score all items: P . e_v for representations [M, dim]; returns [M, N], column n for item n + 1."""
-        return representations @ self.targets().T
+        return representations @ self.candidate_vectors().T
 
     def __call__(self, history):
         """Touch every parameter, for initialisation; returns the scores [B, L, N] of history [B, L]."""

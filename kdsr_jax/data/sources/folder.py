@@ -69,7 +69,7 @@ def load_log(folder: str | Path) -> RawLog:
 
 
 def load_items(folder: str | Path, item_ids: np.ndarray) -> list[dict] | None:
-    """Read item metadata, one JSON object a line with an `item_id`; items outside the log are ignored and counted.
+    """Read item metadata, one JSON object a line with an `item_id`; items outside the log are ignored; a warning counts them.
 
     Args:
         folder: folder of one data set.
@@ -98,7 +98,7 @@ def load_items(folder: str | Path, item_ids: np.ndarray) -> list[dict] | None:
         else:
             ignored += 1
     if ignored:
-        _logger.info("%s: ignored %s items outside the log", path, f"{ignored:,}")
+        _logger.warning("%s: ignored %s items outside the log", path, f"{ignored:,}")
     return items
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from kdsr_jax.data.interactions import Interactions, RawLog, train_lengths
 from kdsr_jax.data.sources.planted_icons import FACETS, icon
 from kdsr_jax.data.sources.planted_kernel import HABITS, RELATIONS, Kernel, blocks, relation
-from kdsr_jax.errors import UserError
 
 __all__ = ["FACETS", "MODALITY_FACETS", "RELATIONS", "PlantedShop", "feature_blocks", "generate", "icon"]
 
@@ -131,36 +130,33 @@ def feature_blocks(modality: str, feature_dim: int) -> dict[str, slice]:
 
 def generate(
     *,
-    num_users: int = 1200,
-    num_items: int = 600,
-    mean_length: float = 12.0,
-    entanglement: float = 0.5,
-    noise: float = 0.3,
-    missing_rate: float = 0.05,
-    cold_rate: float = 0.02,
-    feature_dim: int = 64,
-    seed: int = 0,
+    num_users: int,
+    num_items: int,
+    mean_length: float,
+    entanglement: float,
+    noise: float,
+    missing_rate: float,
+    cold_rate: float,
+    feature_dim: int,
+    seed: int,
 ) -> PlantedShop:
     """Generate a shop; the same settings give the same shop, and the log does not depend on those of the features.
 
     A cold item is launched when users have done all that is in their train parts: it is never in one, but it is in
-    later parts, often enough to outlast the 5-core.
+    later parts, often enough to outlast the 5-core. The settings are those of the config's `data.planted`, which
+    `config.validate` checks.
 
     Args:
         num_users: users, 1 or more.
-        num_items: items, 12 or more.
-        mean_length: interactions a user on average, at least 6, which is the fewest a user has.
+        num_items: items, 18 or more.
+        mean_length: interactions a user on average, 6 (the fewest a user has) .. num_items / 3.
         entanglement: 0 .. 1; 0 = each facet in coordinates of its own, 1 = a random rotation mixes all coordinates.
         noise: standard deviation of the noise on every coordinate, whose signal has standard deviation 1; 0 or more.
-        missing_rate: share of items that lack a modality, for each modality, 0 .. 1; cold items never do.
+        missing_rate: share of items that lack a modality, for each modality, 0 .. 1; never a cold one.
         cold_rate: share of cold items, 0 .. 0.5.
         feature_dim: coordinates of a feature vector, 8 or more.
         seed: 0 or more.
-
-    Raises:
-        UserError: a setting is out of range.
     """
-    _check(locals())
     catalogue_seed, walk_seed, feature_seed = np.random.SeedSequence(seed).spawn(3)
     kernel = _catalogue(np.random.default_rng(catalogue_seed), num_items, cold_rate)
     item_ids = _names("i", num_items)
@@ -174,25 +170,6 @@ def generate(
         raw_features[modality] = item_ids[covered], values[covered]
     items = [_metadata(name, facets) for name, facets in zip(item_ids.tolist(), kernel.facets.tolist(), strict=True)]
     return PlantedShop(log, raw_features, items, item_ids, kernel.facets, habits, kernel)
-
-
-def _check(settings: dict) -> None:
-    """Raise where a setting is out of its range."""
-    ranges = {
-        "num_users": (1, np.inf),
-        "num_items": (12, np.inf),
-        "mean_length": (_SHORTEST, np.inf),
-        "entanglement": (0, 1),
-        "noise": (0, np.inf),
-        "missing_rate": (0, 1),
-        "cold_rate": (0, 0.5),
-        "feature_dim": (_SPLITS, np.inf),
-        "seed": (0, np.inf),
-    }
-    for name, (low, high) in ranges.items():
-        if not (low <= settings[name] <= high and np.isfinite(settings[name])):
-            bounds = f"at least {low}" if high == np.inf else f"between {low} and {high:g}"
-            raise UserError(f"data.planted.{name} is {settings[name]}; it must be {bounds}")
 
 
 def _names(letter: str, count: int) -> np.ndarray:
