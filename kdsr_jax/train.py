@@ -292,8 +292,8 @@ def _optimizer_groups(run):
     names = [path_name(path) for path, label in labels if label == TABLES]
     body = sum(label == BODY for _, label in labels)
     if names:
-        ramp = f"from {run.config.train.ramp_start:g} of it, over {epochs} epochs" if epochs else "without a ramp"
-        yield f"learning rate {rate:g} {ramp}: {', '.join(names)}"
+        ramp = f"{run.config.train.ramp_start * rate:g} rising over {epochs} epochs to " if epochs else ""
+        yield f"learning rate {ramp}{rate:g}: {', '.join(names)}"
     yield f"learning rate {rate:g}: {body} other parameters"
 
 
