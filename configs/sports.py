@@ -2,6 +2,7 @@
 
     python -m kdsr_jax.main --config=configs/sports.py --config.data.root=PATH --workdir=runs/sports
 
+No run has been measured yet; an epoch has 1.5 times the targets of Beauty's and 1.5 times the items to score.
 PATH/sports holds interactions.* and features/text-minilm.npz.
 ``configs/sports.py:sasrec``, ``:sasrm``, ``:tuned-sasrm`` and ``:kdsr-sasrm`` are rows to compare with.
 """
