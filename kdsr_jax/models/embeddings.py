@@ -24,6 +24,7 @@ class ItemTable(nn.Module):
     random: bool = True
 
     def setup(self):
+        """Make the table: a parameter if it is trained, else a variable of the collection "frozen"."""
         shape = (self.num_items + 1, self.width)
         if self.trainable:
             self.embedding = self.param("embedding", _table_init if self.random else nn.initializers.zeros, shape)

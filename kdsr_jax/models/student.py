@@ -40,6 +40,7 @@ class Student(nn.Module):
     num_codes: int = 0
 
     def setup(self):
+        """Make the tables, whose attribute names are the parameter paths, and what reads them."""
         backbone = BACKBONES[self.backbone]
         self.item_embedding = ItemTable(self.num_items, self.dim)
         for name in self.modalities:
