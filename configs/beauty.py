@@ -4,7 +4,7 @@
 
 About 22 s an epoch on one CPU core; expect hr@20 13.5 and mrr@20 4.9 percent on test after 16 epochs (seed 0).
 PATH/beauty holds interactions.* and features/text-minilm.npz.
-``configs/beauty.py:sasrec``, ``:sasrm``, ``:tuned-sasrm`` and ``:kdsr-sasrm`` are rows to compare with.
+``configs/beauty.py:sasrec`` and the other variants (README, "Which model") are rows to compare with.
 """
 
 from configs import default

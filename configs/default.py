@@ -17,11 +17,14 @@ def get_config(argument: str | None = None) -> ConfigDict:
 
     config.data = data = ConfigDict()
     data.name = "planted"  # dataset: the folder <root>/<name>, or the embedded planted shop
-    data.source = "auto"  # auto | folder | planted; auto = the folder where there is one, else planted by that name
-    data.root = ""  # folder that holds <name>/interactions.*; not part of the fingerprint
+    # auto | folder | planted | movielens | amazon; auto = the folder where there is one, else by name: planted, or the
+    # public ml-1m, beauty, clothing, sports and toys, which are downloaded
+    data.source = "auto"
+    data.root = ""  # folder that holds <name>/ with interactions.* and features/; not part of the fingerprint
+    data.manual_dir = ""  # folder with the archives of public data; "" = download them; not in the fingerprint
     data.k_core = 5  # interactions that each user and each item must keep; 1 = no filter (Section 4, datasets)
     data.max_length = 50  # items of the history a model reads
-    data.window_stride = 0  # items between the windows of a longer history; 0 = half of max_length
+    data.window_stride = 0  # items between windows of a longer history; 0 = max_length / 2; not for prefixes
     data.modalities = ("image-facets", "text-facets")  # <modality>-<encoder> of features/*.npz; () = item ids only
 
     data.planted = planted = ConfigDict()  # settings of the planted shop; read by no other source
@@ -55,18 +58,27 @@ def get_config(argument: str | None = None) -> ConfigDict:
     distill.pair_budget = 2048  # item pairs a step, drawn from all pairs of the batch; 0 = all of them
 
     config.model = model = ConfigDict()
-    model.name = "sasrm"  # backbone: sasrec | sasrm (Section 4, baselines)
+    # backbone: gru4rec | sasrec | srgnn | mmsrec | sasrm | nova | difsr | trans2d | mmsr | mmsr_nodes | kdsr_lite (Section 4)
+    model.name = "sasrm"
     model.tables = "tuned"  # modality tables: tuned | frozen | none (Figure 3)
     model.dim = 128  # width of item and sequence representations (Section 4)
     model.num_layers = 2  # blocks of the backbone
-    model.num_heads = 2  # attention heads; divides dim
+    model.num_heads = 2  # divides dim; attention heads of sasrec, mmsrec, sasrm, nova, difsr, trans2d
     model.hidden_dropout = 0.5  # rate on embeddings and block outputs (searched in 0 .. 0.9 in Section 4)
-    model.attention_dropout = 0.5  # rate on attention weights (likewise)
-    model.fusion = "gate"  # gate | concat | sum: item id and modalities to one vector (Equation 1)
-    model.readout = "last"  # last | last_sum | mean | long_short: states to one sequence vector (Equation 6)
-    model.short_term = 3  # last positions that count as short-term interest, q (Equation 6)
+    model.attention_dropout = 0.5  # rate on attention weights (likewise); gru4rec and srgnn have none
+    # gate | concat | sum: id and modalities to one vector (Equation 1); in difsr, their scores; no choice in mmsrec,
+    # trans2d and mmsr_nodes
+    model.fusion = "gate"
+    model.readout = "last"  # last | last_sum | mean | long_short | attention: states to one vector (Equation 6)
+    model.short_term = 3  # last positions of the short-term interest, q, of readout long_short (Equation 6)
     model.item_scores = "ids"  # ids | fused: what the sequence vector is compared with (Section 3.3)
     model.table_scale = 0.2  # root mean square of the modality tables at the start (not in the paper)
+    model.num_clusters = 30  # clusters of a modality's features that mmsr and cluster_weight use (models.md 3.9)
+    model.cluster_links = 3  # nearest clusters an item is linked to
+    model.cluster_weight = 0.0  # of predicting the next item's clusters, as DIF-SR does (models.md 3.7); 0 = off
+    model.official_quirks = True  # mmsr, mmsr_nodes: as MMSR's code runs, not as meant (models.md 3.9)
+    model.score_temperature = 0.05  # mmsrec: divisor of the cosine scores (models.md 3.4)
+    model.warmup_epochs = 0  # mmsrec: first epochs of contrastive training on items alone (models.md 3.4)
 
     config.train = train = ConfigDict()
     train.epochs = 100  # passes over the training targets, at most
@@ -76,6 +88,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     train.clip_norm = 0.0  # largest global norm of the gradient; 0 = no clipping
     train.ramp_epochs = 10  # epochs until the modality tables learn at full rate, eta; 0 = no ramp (Section 3.3)
     train.ramp_start = 0.1  # share of the learning rate the ramp starts from (Section 3.3)
+    train.ramp_end = 1.0  # and ends at; the official code has no ramp and keeps 0.25
     train.steps_per_call = 8  # steps of one bucket the device runs in a row; more are fewer calls but worse mixed
     train.patience = 5  # evaluations without a new best before training stops
 
@@ -84,4 +97,11 @@ def get_config(argument: str | None = None) -> ConfigDict:
     evaluation.every = 1  # epochs between evaluations
     evaluation.topk = (5, 10, 20)  # cut-offs k of hr@k, mrr@k and ndcg@k, rising (5 and 20 in Table 2)
     evaluation.filter_seen = False  # leave out of the ranking what the history holds (the paper keeps it in)
+
+    config.forgetting = forgetting = ConfigDict()  # what tuned tables forget (Figure 1); not part of the fingerprint
+    forgetting.num_pairs = 100_000  # item pairs, the same in every run on the same items; 0 = measure nothing
+    forgetting.reference_workdir = ""  # finished run of item ids alone to compare with as well; "" = none
+
+    config.log = log = ConfigDict()  # views of metrics.jsonl; not part of the fingerprint
+    log.tensorboard = False  # also write event files for TensorBoard (needs the extra tensorboard)
     return apply_variant(config, argument)

@@ -4,7 +4,7 @@
 
 Over 2 minutes an epoch on one CPU core; after 6 epochs hr@20 28.2 and mrr@20 6.8 percent on test, still rising (seed 0).
 PATH/ml-1m holds interactions.*, and features/image-efficientnet-lite0.npz and features/text-minilm.npz.
-``configs/ml1m.py:sasrec``, ``:sasrm``, ``:tuned-sasrm`` and ``:kdsr-sasrm`` are rows to compare with.
+``configs/ml1m.py:sasrec`` and the other variants (README, "Which model") are rows to compare with.
 """
 
 from configs import default

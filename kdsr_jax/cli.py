@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from kdsr_jax.config import not_among, unknown_field, validate
+from kdsr_jax.checks import not_among
+from kdsr_jax.config import unknown_field, validate
 from kdsr_jax.errors import UserError
 
 MODES = ("train", "stats", "evaluate")

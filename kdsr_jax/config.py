@@ -5,32 +5,48 @@ A config is an ``ml_collections.ConfigDict`` with the fields of ``configs/defaul
 
 import difflib
 import hashlib
-import itertools
 import json
-import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from kdsr_jax.catalogue import PUBLIC, names_of
+from kdsr_jax.checks import Check, choice, cutoffs, folder_name, modalities, not_among, real, switch, text, whole
 from kdsr_jax.errors import UserError
 
-# Backbone -> the kind of modality tables it was published with; keys in the order of the paper's Table 2.
-BACKBONES = {"sasrec": "none", "sasrm": "frozen"}
+_GRAPH = {"num_layers": 1, "hidden_dropout": 0.4, "attention_dropout": 0.2}
+# Backbone -> the settings of the model group that it was published with (models.md, sections 2 and 3), in the order of the
+# paper's Table 2. "tables" is the kind of modality tables; what is not named stays as the dataset's config has it.
+BACKBONES: dict[str, dict[str, Any]] = {
+    "gru4rec": {"tables": "none", "num_layers": 1, "hidden_dropout": 0.3},
+    "sasrec": {"tables": "none"},
+    "srgnn": {"tables": "none", "num_layers": 1, "hidden_dropout": 0.0, "readout": "attention"},
+    "mmsrec": {"tables": "frozen", "num_heads": 4},
+    "sasrm": {"tables": "frozen"},
+    "nova": {"tables": "tuned"},
+    "difsr": {"tables": "tuned", "num_heads": 4, "attention_dropout": 0.3},
+    "trans2d": {"tables": "tuned", "num_layers": 1, "num_heads": 4, "hidden_dropout": 0.3, "attention_dropout": 0.3},
+    "mmsr": {"tables": "none"} | _GRAPH,
+    "mmsr_nodes": {"tables": "tuned", "readout": "long_short"} | _GRAPH,
+    "kdsr_lite": {"tables": "tuned", "readout": "last_sum"} | _GRAPH,
+}
+CLUSTERED = ("mmsr",)  # backbones that read clusters of the modalities' features, whatever their tables
+FUSED = ("gru4rec", "sasrec", "srgnn", "sasrm", "mmsr")  # backbones that read one fused vector an item
+FUSING = ("nova", "difsr", "kdsr_lite")  # backbones that fuse something of their own by model.fusion, tables or not
+WITHOUT_IDS = ("mmsrec",)
+NOT_READ_OUT = ("mmsrec",)  # backbones whose states are representations already
+CONTRASTIVE = ("mmsrec",)  # backbones that know a contrastive warm-up
 
-# Where the data lies says nothing about what comes out.
-NOT_FINGERPRINTED = ("data.root",)
-
-_LARGEST = 2**31 - 1
-
-Complaint = str | None
-Check = Callable[[Any], Complaint]
+# Where the data lies, what is measured beside training and how it is shown say nothing about what comes out.
+_VIEWS = ("forgetting.num_pairs", "forgetting.reference_workdir", "log.tensorboard")
+NOT_FINGERPRINTED = ("data.root", "data.manual_dir", *_VIEWS)
 
 
 def apply_variant(config: Any, argument: str | None) -> Any:
     """Turn a dataset's KDSR config into the variant that stands behind the colon of ``--config=FILE:VARIANT``.
 
-    Rows of the paper's Table 2 and Figure 3. ``NAME`` is the backbone as published: its own kind of modality tables,
-    no distillation, no ramp. ``tuned-NAME`` trains the tables and keeps the ramp. ``kdsr-NAME`` adds distillation.
+    Rows of the paper's Table 2 and Figure 3. ``NAME`` is the backbone with the settings it was published with
+    (``BACKBONES``), its own kind of modality tables among them, no distillation, no ramp. ``tuned-NAME`` trains the tables
+    and keeps the ramp. ``kdsr-NAME`` adds distillation.
 
     Args:
         config: the dataset's config, KDSR; changed in place.
@@ -51,7 +67,9 @@ def apply_variant(config: Any, argument: str | None) -> Any:
         choices = [prefix + backbone for prefix in ("", "kdsr-", "tuned-") for backbone in BACKBONES]
         raise UserError(f"--config=FILE:{argument}: the variant {not_among(argument, choices)}")
     config.model.name = name
-    config.model.tables = BACKBONES[name] if kind == "published" else "tuned"
+    config.model.update(BACKBONES[name])
+    if kind != "published":
+        config.model.tables = "tuned"
     config.distill.enabled = kind == "kdsr"
     if kind == "published":
         config.train.ramp_epochs = 0
@@ -77,7 +95,7 @@ def validate(config: Any) -> None:
         complaint = check(fields[name])
         if complaint:
             raise _error(fields, name, complaint)
-    for rule in (_check_data, _check_tables, _check_widths):
+    for rule in (_check_data, _check_tables, _check_backbone, _check_widths):
         rule(fields)
 
 
@@ -93,13 +111,6 @@ def unknown_field(name: str) -> str:
     return f"--config.{name}: unknown config field; {hint}"
 
 
-def not_among(value: str, choices: Sequence[str]) -> str:
-    """Say in one line which choices there are, and which one is nearest to the value given."""
-    nearest = difflib.get_close_matches(value, choices, n=1)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    return f"must be one of {', '.join(choices)}{hint}"
-
-
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a config as nested plain dictionaries, lists, numbers and strings, ready for JSON."""
     return _plain(config.to_dict() if hasattr(config, "to_dict") else config)
@@ -112,7 +123,7 @@ def fingerprint(config: Any) -> str:
         config: a config, or the dictionary that ``to_dict`` made of one.
 
     Returns:
-        The digest; equal for configs that differ only in where the data lies.
+        The digest; equal for configs that differ only in ``NOT_FINGERPRINTED``.
     """
     canonical = json.dumps(_relevant(to_dict(config)), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -164,68 +175,17 @@ def _error(fields: Mapping[str, Any], name: str, complaint: str) -> UserError:
     return UserError(f"--config.{name}={shown}: {complaint}")
 
 
-def _whole(low: int, high: int = _LARGEST) -> Check:
-    def check(value: Any) -> Complaint:
-        right = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-        return None if right else f"must be a whole number from {low} to {high}"
-
-    return check
-
-
-def _real(low: float = 0.0, *, above: bool = False, high: float = math.inf, below: bool = False) -> Check:
-    """Check for a finite number between low and high; ``above`` and ``below`` leave the bounds themselves out."""
-    span = f"{'greater than' if above else 'at least'} {low:g}"
-    span += "" if high == math.inf else f" and {'less than' if below else 'at most'} {high:g}"
-
-    def check(value: Any) -> Complaint:
-        right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        right = right and (value > low if above else value >= low) and (value < high if below else value <= high)
-        return None if right else f"must be a finite number {span}"
-
-    return check
-
-
-def _choice(*choices: str) -> Check:
-    return lambda value: None if value in choices else not_among(str(value), choices)
-
-
-def _switch(value: Any) -> Complaint:
-    return None if isinstance(value, bool) else "must be true or false"
-
-
-def _text(value: Any) -> Complaint:
-    return None if isinstance(value, str) else "must be text"
-
-
-def _folder_name(value: Any) -> Complaint:
-    right = isinstance(value, str) and re.fullmatch(r"[\w][\w.-]*", value)
-    return None if right else "must be the name of a folder below --config.data.root"
-
-
-def _modalities(value: Any) -> Complaint:
-    names = value if isinstance(value, list) else [value]
-    for name in names:
-        if not (isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9_]*-[\w.-]+", name)):
-            return f"{name!r} is no <modality>-<encoder>, such as text-minilm"
-    modalities = [name.partition("-")[0] for name in names]
-    if "item" in modalities:
-        return "a modality cannot be called item, which is the table of item ids"
-    twice = sorted({modality for modality in modalities if modalities.count(modality) > 1})
-    return f"names the modality {twice[0]} twice; each modality has one table" if twice else None
-
-
-def _cutoffs(value: Any) -> Complaint:
-    right = isinstance(value, list) and value and not any(_whole(1)(k) for k in value)
-    right = right and all(left < k for left, k in itertools.pairwise(value))
-    return None if right else f"must be rising whole numbers from 1 to {_LARGEST}, such as 5,10,20"
-
-
 def _check_data(fields: Mapping[str, Any]) -> None:
-    planted = fields["data.source"] == "planted" or (fields["data.source"], fields["data.name"]) == ("auto", "planted")
-    if not planted and not fields["data.root"]:
-        raise UserError(
-            f"--config.data.root is missing; give the folder that holds {fields['data.name']}/interactions.*"
-        )
+    source, name, entries = fields["data.source"], fields["data.name"], fields["data.modalities"]
+    if names_of(source) and name not in names_of(source):
+        raise _error(fields, "data.source", f"has {', '.join(names_of(source))}, not --config.data.name={name}")
+    if not fields["data.root"] and source != "planted" and (source, name) != ("auto", "planted"):
+        clustered = needs_clusters(fields["model.name"], fields["model.cluster_weight"])
+        featured = entries and (clustered or fields["model.tables"] != "none")
+        wanted = f"features/{entries[0]}.npz; FILE:sasrec needs none" if featured else ""
+        if wanted or source == "folder" or name not in PUBLIC:
+            wanted = wanted if name in PUBLIC and source != "folder" else "interactions.*"
+            raise UserError(f"--config.data.root is missing; give the folder that holds {name}/{wanted}")
     if fields["data.window_stride"] > fields["data.max_length"]:
         longest = fields["data.max_length"]
         raise _error(fields, "data.window_stride", f"must be at most --config.data.max_length={longest}")
@@ -242,10 +202,40 @@ def _check_tables(fields: Mapping[str, Any]) -> None:
         advice = f"--config.model.tables={tables} need a modality; item ids alone are FILE:sasrec, or {switches}"
         raise _error(fields, "data.modalities", advice)
     if distilled and tables != "tuned":
-        published = next(name for name, kind in BACKBONES.items() if kind == tables)
+        published = {"frozen": "sasrm", "none": "sasrec"}[tables]
         advice = f"without distillation, --config.distill.enabled=false or FILE:{published}"
         advice += f"; with it, --config.model.tables=tuned or FILE:kdsr-{fields['model.name']}"
         raise _error(fields, "model.tables", f"only tuned tables can be distilled; {advice}")
+
+
+def _check_backbone(fields: Mapping[str, Any]) -> None:
+    name, tables = fields["model.name"], fields["model.tables"]
+    if name in WITHOUT_IDS and tables == "none":
+        raise _error(fields, "model.tables", f"{name} has no item ids; it needs tables, tuned or frozen")
+    if needs_clusters(name, fields["model.cluster_weight"]) and not fields["data.modalities"]:
+        raise _error(fields, "data.modalities", "clusters of items need the features of a modality")
+    if fields["model.cluster_links"] > fields["model.num_clusters"]:
+        most = fields["model.num_clusters"]
+        raise _error(fields, "model.cluster_links", f"must be at most --config.model.num_clusters={most}")
+    if name not in FUSED and fields["model.item_scores"] != "ids":
+        raise _error(fields, "model.item_scores", f"{name} has no fused item vectors; only {', '.join(FUSED)} have")
+    if name not in (*FUSED, *FUSING) and fields["model.fusion"] != "gate":
+        raise _error(fields, "model.fusion", f"must be left at gate; {name} fuses nothing by it")
+    if name in NOT_READ_OUT and fields["model.readout"] != "last":
+        raise _error(fields, "model.readout", f"must be last; what {name} has at its mask item is not read out")
+    if fields["model.warmup_epochs"] and name not in CONTRASTIVE:
+        advice = f"must be 0; only {', '.join(CONTRASTIVE)} has a contrastive warm-up, {name} has none"
+        raise _error(fields, "model.warmup_epochs", advice)
+    if fields["model.warmup_epochs"] >= fields["train.epochs"]:
+        advice = (
+            f"must be less than --config.train.epochs={fields['train.epochs']}; a warm-up trains no recommendations"
+        )
+        raise _error(fields, "model.warmup_epochs", advice)
+
+
+def needs_clusters(name: str, cluster_weight: float) -> bool:
+    """Say whether a model, by its config fields, reads clusters of items' features, which it does even without tables."""
+    return name in CLUSTERED or cluster_weight > 0
 
 
 def _check_widths(fields: Mapping[str, Any]) -> None:
@@ -253,68 +243,80 @@ def _check_widths(fields: Mapping[str, Any]) -> None:
     if dim % fields["model.num_heads"]:
         raise _error(fields, "model.num_heads", f"must divide --config.model.dim={dim}")
     width = fields["teacher.condensed_dim"] or dim
-    if fields["model.tables"] != "none" and width % fields["teacher.num_splits"]:
+    condensed = fields["model.tables"] != "none" or needs_clusters(fields["model.name"], fields["model.cluster_weight"])
+    if condensed and width % fields["teacher.num_splits"]:
         source = "teacher.condensed_dim" if fields["teacher.condensed_dim"] else "model.dim"
         raise _error(fields, "teacher.num_splits", f"must divide the condensed width, --config.{source}={width}")
 
 
 # Every field and what it may hold, in the order of configs/default.py; rules between fields are above.
 FIELDS: dict[str, Check] = {
-    "seed": _whole(0),
-    "data.name": _folder_name,
-    "data.source": _choice("auto", "folder", "planted"),
-    "data.root": _text,
-    "data.k_core": _whole(1),
-    "data.max_length": _whole(2),
-    "data.window_stride": _whole(0),
-    "data.modalities": _modalities,
-    "data.planted.num_users": _whole(1),
-    "data.planted.num_items": _whole(18),
-    "data.planted.mean_length": _real(6),
-    "data.planted.entanglement": _real(high=1),
-    "data.planted.noise": _real(),
-    "data.planted.missing_rate": _real(high=1),
-    "data.planted.cold_rate": _real(high=0.5),
-    "data.planted.feature_dim": _whole(8),
-    "data.planted.seed": _whole(0),
-    "teacher.condensed_dim": _whole(0),
-    "teacher.autoencoder": _choice("linear", "pca", "sigmoid"),
-    "teacher.rotation": _choice("balanced", "random", "none"),
-    "teacher.score_fn": _choice("cosine", "dot", "euclidean", "manhattan"),
-    "teacher.num_splits": _whole(1),
-    "teacher.num_codes": _whole(2, 65535),
-    "teacher.quantizer": _choice("vq", "kmeans", "vq_joint"),
-    "teacher.num_pairs": _whole(1),
-    "teacher.seed": _whole(0),
-    "distill.enabled": _switch,
-    "distill.lambda_score": _real(),
-    "distill.lambda_code": _real(),
-    "distill.temperature": _real(above=True),
-    "distill.sigma": _choice("sigmoid", "softmax", "identity"),
-    "distill.pair_budget": _whole(0),
-    "model.name": _choice(*BACKBONES),
-    "model.tables": _choice("tuned", "frozen", "none"),
-    "model.dim": _whole(1),
-    "model.num_layers": _whole(1),
-    "model.num_heads": _whole(1),
-    "model.hidden_dropout": _real(high=1, below=True),
-    "model.attention_dropout": _real(high=1, below=True),
-    "model.fusion": _choice("gate", "concat", "sum"),
-    "model.readout": _choice("last", "last_sum", "mean", "long_short"),
-    "model.short_term": _whole(1),
-    "model.item_scores": _choice("ids", "fused"),
-    "model.table_scale": _real(above=True),
-    "train.epochs": _whole(1, 100_000),
-    "train.batch_size": _whole(1, 1_000_000),
-    "train.learning_rate": _real(above=True),
-    "train.weight_decay": _real(),
-    "train.clip_norm": _real(),
-    "train.ramp_epochs": _whole(0, 10_000),
-    "train.ramp_start": _real(high=1),
-    "train.steps_per_call": _whole(1, 10_000),
-    "train.patience": _whole(1),
-    "eval.protocol": _choice("validation", "paper", "both"),
-    "eval.every": _whole(1),
-    "eval.topk": _cutoffs,
-    "eval.filter_seen": _switch,
+    "seed": whole(0),
+    "data.name": folder_name,
+    "data.source": choice("auto", "folder", "planted", "movielens", "amazon"),
+    "data.root": text,
+    "data.manual_dir": text,
+    "data.k_core": whole(1),
+    "data.max_length": whole(2),
+    "data.window_stride": whole(0),
+    "data.modalities": modalities,
+    "data.planted.num_users": whole(1),
+    "data.planted.num_items": whole(18),
+    "data.planted.mean_length": real(6),
+    "data.planted.entanglement": real(high=1),
+    "data.planted.noise": real(),
+    "data.planted.missing_rate": real(high=1),
+    "data.planted.cold_rate": real(high=0.5),
+    "data.planted.feature_dim": whole(8),
+    "data.planted.seed": whole(0),
+    "teacher.condensed_dim": whole(0),
+    "teacher.autoencoder": choice("linear", "pca", "sigmoid"),
+    "teacher.rotation": choice("balanced", "random", "none"),
+    "teacher.score_fn": choice("cosine", "dot", "euclidean", "manhattan"),
+    "teacher.num_splits": whole(1),
+    "teacher.num_codes": whole(2, 65535),
+    "teacher.quantizer": choice("vq", "kmeans", "vq_joint"),
+    "teacher.num_pairs": whole(1),
+    "teacher.seed": whole(0),
+    "distill.enabled": switch,
+    "distill.lambda_score": real(),
+    "distill.lambda_code": real(),
+    "distill.temperature": real(above=True),
+    "distill.sigma": choice("sigmoid", "softmax", "identity"),
+    "distill.pair_budget": whole(0),
+    "model.name": choice(*BACKBONES),
+    "model.tables": choice("tuned", "frozen", "none"),
+    "model.dim": whole(1),
+    "model.num_layers": whole(1),
+    "model.num_heads": whole(1),
+    "model.hidden_dropout": real(high=1, below=True),
+    "model.attention_dropout": real(high=1, below=True),
+    "model.fusion": choice("gate", "concat", "sum"),
+    "model.readout": choice("last", "last_sum", "mean", "long_short", "attention"),
+    "model.short_term": whole(1),
+    "model.item_scores": choice("ids", "fused"),
+    "model.table_scale": real(above=True),
+    "model.num_clusters": whole(1),
+    "model.cluster_links": whole(1),
+    "model.cluster_weight": real(),
+    "model.official_quirks": switch,
+    "model.score_temperature": real(above=True),
+    "model.warmup_epochs": whole(0, 10_000),
+    "train.epochs": whole(1, 100_000),
+    "train.batch_size": whole(1, 1_000_000),
+    "train.learning_rate": real(above=True),
+    "train.weight_decay": real(),
+    "train.clip_norm": real(),
+    "train.ramp_epochs": whole(0, 10_000),
+    "train.ramp_start": real(high=1),
+    "train.ramp_end": real(above=True, high=1),
+    "train.steps_per_call": whole(1, 10_000),
+    "train.patience": whole(1),
+    "eval.protocol": choice("validation", "paper", "both"),
+    "eval.every": whole(1),
+    "eval.topk": cutoffs,
+    "eval.filter_seen": switch,
+    "forgetting.num_pairs": whole(0, 10_000_000),
+    "forgetting.reference_workdir": text,
+    "log.tensorboard": switch,
 }

@@ -11,6 +11,7 @@ from kdsr_jax.ops import metrics
 from kdsr_jax.resident import at_slots, cut_batch, make_resident
 
 SCORE_BYTES = 48 * 2**20  # of one batch's scores [S, N]; larger only costs memory
+MOST_ROWS = 512  # of prefixes in a batch, as in training by default; more only cost memory
 COVERAGE_K = 20
 
 
@@ -27,6 +28,8 @@ class Evaluator:
     def __init__(self, student, interactions, windows, placement, *, filter_seen):
         self._student, self._filter_seen, self._placement = student, filter_seen, placement
         num_slots = max(1, SCORE_BYTES // (4 * student.num_items))
+        if student.trained_on == "prefixes":  # each slot is a whole row
+            num_slots = min(num_slots, MOST_ROWS)
         self._num_slots = min(num_slots, max(1, windows.num_targets))
         windows = limit_targets(windows, self._num_slots)
         self._batches = Batches(windows, batch_size=self._num_slots, steps_per_call=1, seed=0)

@@ -1,4 +1,4 @@
-"""The training objective of a batch: next item, holistic and dissected correlations (paper Eqs. 3, 5, 7)."""
+"""The training objective of a batch: next item, holistic and dissected correlations (paper Eqs. 3, 5, 7), clusters."""
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,12 @@ class Objective:
       student: Student.
       distill: the config's distill group.
       score_fn, num_splits: of the config's teacher group.
+      cluster_weight: of predicting the next item's clusters, which a student with ``predicts_clusters`` does.
     """
 
-    def __init__(self, student, distill, score_fn, num_splits):
+    def __init__(self, student, distill, score_fn, num_splits, cluster_weight=0.0):
         self.student, self.distill = student, distill
-        self.score_fn, self.num_splits = score_fn, num_splits
+        self.score_fn, self.num_splits, self.cluster_weight = score_fn, num_splits, cluster_weight
 
     def __call__(self, params, frozen, teachers, batch, key):
         """Compute the loss of one batch with dropout.
@@ -32,28 +33,71 @@ class Objective:
           key: a jax PRNG key.
 
         Returns:
-          (total, parts): scalar and dict name -> scalar: "next_item", "holistic/<modality>", "dissected/<modality>".
+          (total, parts): scalar and dict name -> scalar: "next_item", "holistic/<modality>", "dissected/<modality>",
+          "clusters/<modality>".
         """
         dropout_key, pair_key = jax.random.split(key)
         variables = {"params": params, "frozen": frozen}
         encode = {"method": "encode", "rngs": {"dropout": dropout_key}}
         states = self.student.apply(variables, batch.history, False, **encode)
-        logits = self.student.apply(variables, at_slots(states, batch), method="score")
+        # A key of its own: candidates and histories may go through the same layers, which would drop the same numbers.
+        scored = {"method": "score", "rngs": {"dropout": jax.random.fold_in(dropout_key, 1)}}
+        representations = at_slots(states, batch)
+        logits = self.student.apply(variables, representations, False, **scored)
         next_item = losses.next_item_loss(logits, batch.targets - 1, batch.mask)
         holistic, dissected = {}, {}
         for index, (name, teacher) in enumerate(teachers.items()):
             modality_key = jax.random.fold_in(pair_key, index)
             holistic[name], dissected[name] = self.distillation(variables, name, teacher, batch.history, modality_key)
         weights = {"lambda_score": self.distill.lambda_score, "lambda_code": self.distill.lambda_code}
+        clusters = self.clusters(variables, representations, batch)
         total = losses.total_loss(next_item, holistic, dissected, **weights)
-        parts = {"next_item": next_item}
+        total += self.cluster_weight * sum(clusters.values())
+        parts = {"next_item": next_item} | {f"clusters/{name}": value for name, value in clusters.items()}
         parts |= {f"holistic/{name}": value for name, value in holistic.items()}
         return total, parts | {f"dissected/{name}": value for name, value in dissected.items()}
+
+    def warm_up(self, params, frozen, teachers, batch, key):
+        """Compute the contrastive loss that takes the place of all others in a warm-up (``model.warmup_epochs``).
+
+        Args:
+          params, frozen, teachers, batch, key: as for the usual loss; of the batch, the distinct target items are read.
+
+        Returns:
+          (total, parts): the mean over the backbone's pairs of views, and the same as part "contrastive".
+        """
+        distinct = correlation.distinct_mask(batch.targets)
+        variables, rngs = {"params": params, "frozen": frozen}, {"dropout": key}
+        terms = self.student.apply(variables, batch.targets, method="contrasts", rngs=rngs)
+        values = [losses.contrastive_loss(first, second, present & distinct) for first, second, present in terms]
+        total = sum(values) / len(values)
+        return total, {"contrastive": total}
 
     def weight(self, part):
         """Return the factor of a loss part in the total (Eq. 7)."""
         factors = {"holistic": self.distill.lambda_score, "dissected": self.distill.lambda_code}
+        factors |= {"clusters": self.cluster_weight}
         return factors.get(part.partition("/")[0], 1.0)
+
+    def clusters(self, variables, representations, batch):
+        """Predict each target's clusters from the representation that it is scored with (DIF-SR's auxiliary task).
+
+        Args:
+          variables: of the student.
+          representations: [S, dim] at the batch's slots.
+          batch: Batch.
+
+        Returns:
+          dict modality -> scalar, the mean over the real targets whose item has the feature; empty for a student that
+          predicts no clusters.
+        """
+        values = {}
+        for name in self.student.clustered if self.student.predicts_clusters else ():
+            logits = self.student.apply(variables, name, representations, method="cluster_logits")
+            links = self.student.apply(variables, name, batch.targets, method="links")
+            counted = batch.mask & (links[:, 0] >= 0)
+            values[name] = losses.masked_mean(jax.vmap(losses.cluster_loss)(logits, links), counted)
+        return values
 
     def distillation(self, variables, name, teacher, history, key):
         """Compare student and teacher on pairs of distinct covered items within the batch's sequences.

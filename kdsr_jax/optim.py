@@ -55,20 +55,21 @@ def path_name(path):
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def embedding_ramp(learning_rate, ramp_steps, start=0.1):
+def embedding_ramp(learning_rate, ramp_steps, start=0.1, end=1.0):
     """Return the learning rate of the modality tables as a function of the step.
 
     Args:
       learning_rate: epsilon, the rate of all other parameters.
-      ramp_steps: steps until the full rate, eta epochs of steps; 0 means no ramp.
+      ramp_steps: steps until the last rate, eta epochs of steps; 0 means no ramp.
       start: share of epsilon at step 0 (the paper's 0.1).
+      end: share of epsilon after the ramp (the paper's 1; with 0.25 and no ramp, the constant rate of the official code).
 
     Returns:
-      Schedule step -> rate, linear from start * epsilon to epsilon, constant after.
+      Schedule step -> rate, linear from start * epsilon to end * epsilon, constant after.
     """
     if ramp_steps == 0:  # optax.linear_schedule would stay at the start value forever
-        return optax.constant_schedule(learning_rate)
-    return optax.linear_schedule(start * learning_rate, learning_rate, ramp_steps)
+        return optax.constant_schedule(end * learning_rate)
+    return optax.linear_schedule(start * learning_rate, end * learning_rate, ramp_steps)
 
 
 def make_optimizer(settings, modalities, steps_per_epoch):
@@ -85,7 +86,8 @@ def make_optimizer(settings, modalities, steps_per_epoch):
     rate, rules = settings.learning_rate, table_rules(modalities)
     schedules = {BODY: optax.constant_schedule(rate)}
     if modalities:
-        schedules[TABLES] = embedding_ramp(rate, settings.ramp_epochs * steps_per_epoch, settings.ramp_start)
+        shares = settings.ramp_start, settings.ramp_end
+        schedules[TABLES] = embedding_ramp(rate, settings.ramp_epochs * steps_per_epoch, *shares)
     rates = {label: optax.scale_by_learning_rate(schedule) for label, schedule in schedules.items()}
     # Clipping and decay stand before Adam and outside the groups: a group of its own would clip by its own norm.
     steps = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []

@@ -14,8 +14,10 @@ from kdsr_jax.data.interactions import train_lengths
 from kdsr_jax.data.sequences import Windows, limit_targets
 from kdsr_jax.errors import UserError
 from kdsr_jax.evaluate import Evaluator, summarise
+from kdsr_jax.events import Events
 from kdsr_jax.objective import Objective
 from kdsr_jax.optim import make_optimizer
+from kdsr_jax.report.page import refresh_report
 from kdsr_jax.resident import make_resident
 from kdsr_jax.train_step import Trainer
 
@@ -54,21 +56,24 @@ class PhaseRunner:
       run: the Run it belongs to.
       phase: Phase.
       folder: Workdir.
+      forgetting: Forgetting that is measured after every epoch, or None.
+      batches: Batches of its training windows.
     """
 
-    def __init__(self, run, phase, folder):
-        self.run, self.phase, self.folder = run, phase, folder
+    def __init__(self, run, phase, folder, forgetting=None):
+        self.run, self.phase, self.folder, self.forgetting = run, phase, folder, forgetting
         config = run.config
         windows = limit_targets(phase.train, config.train.batch_size)
         sizes = {"batch_size": config.train.batch_size, "steps_per_call": config.train.steps_per_call}
-        self._batches = Batches(windows, seed=config.seed, **sizes)
+        self.batches = Batches(windows, seed=config.seed, **sizes)
         self._resident = run.placement.put(make_resident(run.dataset.interactions, windows))
         self._windows = windows
         tuned = run.student.modalities if run.student.tuned else ()
-        optimizer, self._schedules = make_optimizer(config.train, tuned, self._batches.steps_per_epoch)
-        objective = Objective(run.student, config.distill, config.teacher.score_fn, config.teacher.num_splits)
+        optimizer, self._schedules = make_optimizer(config.train, tuned, self.batches.steps_per_epoch)
+        scoring = config.teacher.score_fn, config.teacher.num_splits
+        objective = Objective(run.student, config.distill, *scoring, config.model.cluster_weight)
         self._trainer = Trainer(objective, optimizer, config.train.batch_size, config.seed)
-        self._evaluator = None
+        self._evaluator = self._events = None
 
     def execute(self):
         """Run the phase to its end.
@@ -84,8 +89,11 @@ class PhaseRunner:
                 scored = record["evaluations"] and record["evaluations"][-1]["epoch"] == record["epoch"]
                 score = self.phase.score(record["evaluations"]) if scored else -1.0
                 checkpoints.save(record["epoch"], state, record, score)
+                refresh_report(self.folder)
             return record
         finally:
+            if self._events:
+                self._events.close()
             checkpoints.close()
 
     def load_best(self):
@@ -112,14 +120,24 @@ class PhaseRunner:
 
     def _start(self, checkpoints):
         restored = checkpoints.load_newest(self._abstract_state())
-        if restored is None:
-            self.folder.truncate_log(self.phase.name, 0)
-            record = {"epoch": 0, "evaluations": [], "train_seconds": 0.0, "eval_seconds": 0.0}
-            return self.new_state(), record
-        epoch, state, record = restored
-        self.folder.truncate_log(self.phase.name, epoch)
-        reporting.say(f"{self.phase.name}: going on after epoch {epoch}")
-        return state, record
+        self.folder.truncate_log(self.phase.name, restored[0] if restored else -1)  # a line of epoch 0 comes anew, too
+        if self.run.config.log.tensorboard:
+            self._events = Events(self.folder.path, self.phase.name)
+        if restored:
+            epoch, state, record = restored
+            reporting.say(f"{self.phase.name}: going on after epoch {epoch}")
+            return state, record
+        state = self.new_state()
+        if self.forgetting:
+            self._log({"phase": self.phase.name, "epoch": 0, "forgetting": self.forgetting.measure(state.params)})
+        return state, {"epoch": 0, "evaluations": [], "train_seconds": 0.0, "eval_seconds": 0.0}
+
+    def _log(self, line):
+        """Write an object to metrics.jsonl and to what shows it."""
+        self.folder.log(**line)
+        if self._events:
+            self._events.add(line)
+        reporting.say(reporting.describe_epoch(line, self.phase.epochs))
 
     def _abstract_state(self):
         shapes = jax.eval_shape(self.new_state)
@@ -137,6 +155,8 @@ class PhaseRunner:
         line["learning_rates"] = {name: float(rate(state.step)) for name, rate in self._schedules.items()}
         line["targets_per_second"] = self._windows.num_targets / trained
         line["gradient_norms"] = self._gradient_norms(state)
+        if self.forgetting:
+            line["forgetting"] = self.forgetting.measure(state.params)
         started = time.perf_counter()
         evaluations = record["evaluations"]
         if self.phase.evaluates(epoch):
@@ -145,14 +165,13 @@ class PhaseRunner:
             evaluations = [*evaluations, {"epoch": epoch, "metrics": line["metrics"]}]
             self._keep_ranks(evaluations, ranks)
         seconds = {"train_seconds": trained, "eval_seconds": time.perf_counter() - started}
-        self.folder.log(**line, **seconds)
-        reporting.say(reporting.describe_epoch(line, self.phase.epochs))
+        self._log(line | seconds)
         totals = {name: record[name] + value for name, value in seconds.items()}
         return state, {"epoch": epoch, "evaluations": evaluations, **totals}
 
     def new_state(self):
         """Return the state before the first step."""
-        return self._trainer.init(self.run.tables, self.run.placement)
+        return self._trainer.init(self.run.tables, self.run.placement, self.run.facts)
 
     def train_epoch(self, state, epoch, last_metrics=()):
         """Train one epoch, showing its progress.
@@ -168,15 +187,12 @@ class PhaseRunner:
         Raises:
           UserError: a loss part or the gradient became NaN or infinite.
         """
-        chunks = self._batches.chunks_per_epoch
+        chunks, warmup = self.batches.chunks_per_epoch, epoch <= self.run.config.model.warmup_epochs
         sums, total = {}, 0.0
         with reporting.EpochProgress(self.phase.name, epoch, self.phase.epochs, chunks, last_metrics) as progress:
             for index in range((epoch - 1) * chunks, epoch * chunks):
-                length, ids = self._batches.chunk(index)
-                placed = self.run.placement.put_rows(ids)
                 before = int(state.step)
-                arguments = state, self._resident, self.run.teachers, placed
-                state, log = self._trainer.run_chunk(*arguments, length=length)
+                state, log = self.train_chunk(state, index, warmup)
                 log = {name: np.asarray(values, np.float64) for name, values in jax.device_get(log).items()}
                 self._stop_if_diverged(log, epoch, before)
                 targets = log.pop("targets")
@@ -187,6 +203,21 @@ class PhaseRunner:
                     targets.sum(), {name: values @ targets / targets.sum() for name, values in log.items()}
                 )
         return state, {name: value / total for name, value in sums.items()}
+
+    def train_chunk(self, state, index, warmup=False):
+        """Train chunk ``index`` of ``batches``.
+
+        Args:
+          state: TrainState, donated.
+          index: number of the chunk since the start of training.
+          warmup: whether it belongs to the warm-up.
+
+        Returns:
+          (state, log), both still on the device; see ``Trainer``.
+        """
+        length, ids = self.batches.chunk(index)
+        arguments = state, self._resident, self.run.teachers, self.run.placement.put_rows(ids)
+        return self._trainer.run_chunk(*arguments, length=length, warmup=warmup)
 
     def _stop_if_diverged(self, log, epoch, before):
         bad = [name for name, values in log.items() if not np.isfinite(values).all()]
@@ -203,8 +234,8 @@ class PhaseRunner:
         """Measure each loss part's pull on the modality tables on one batch: the phase's first of the longest bucket."""
         if not (self.run.student.tuned and self.run.student.modalities):
             return {}
-        longest = self._batches.buckets[-1].length
-        chunks = (self._batches.chunk(index) for index in range(self._batches.chunks_per_epoch))
+        longest = self.batches.buckets[-1].length
+        chunks = (self.batches.chunk(index) for index in range(self.batches.chunks_per_epoch))
         ids = next(ids for length, ids in chunks if length == longest)
         ids = self.run.placement.put_rows(ids[:1])[0]
         norms = self._trainer.part_gradient_norms(state, self._resident, self.run.teachers, ids, length=longest)

@@ -1,5 +1,6 @@
 """What a run prints: a progress bar on a terminal, plain lines elsewhere, and the table at the end."""
 
+import pathlib
 import sys
 import time
 
@@ -7,6 +8,8 @@ import rich.console
 import rich.table
 import rich.text
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from kdsr_jax.labels import COLUMNS
 
 
 class EpochProgress:
@@ -16,8 +19,8 @@ class EpochProgress:
         """Lay the bar out; metrics is the last evaluation's dict, shown beside the losses, or empty."""
         self._done, self._start = 0, time.perf_counter()
         self._metrics = main_metrics(metrics) if metrics else ""
-        columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}")]
-        columns += [TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}")]
+        columns = [TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[rate]}")]
+        columns += [TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}", markup=False)]
         self._bar = Progress(*columns, transient=True, disable=not sys.stderr.isatty(), console=_console())
         self._task = self._bar.add_task(f"{phase} epoch {epoch} of at most {epochs}", total=chunks, rate="", loss="")
 
@@ -41,10 +44,13 @@ def say(text):
 
 
 def describe_epoch(line, epochs):
-    """Return the line that sums an epoch up, from its object in metrics.jsonl."""
-    parts = {name: value for name, value in line["losses"].items() if name not in ("loss", "gradient_norm")}
-    text = f"{line['phase']} epoch {line['epoch']}/{epochs}  loss {line['losses']['loss']:.4f} ({_losses(parts)})"
-    text += f"  {line['targets_per_second']:,.0f} targets/s"
+    """Return the line that sums an epoch up, from its object in metrics.jsonl; epoch 0 has only what tables retain."""
+    text = f"{line['phase']} epoch {line['epoch']}/{epochs}"
+    if line.get("losses"):
+        parts = {name: value for name, value in line["losses"].items() if name not in ("loss", "gradient_norm")}
+        text += f"  loss {line['losses']['loss']:.4f} ({_losses(parts)})  {line['targets_per_second']:,.0f} targets/s"
+    if line.get("forgetting"):
+        text += f"  like {_likeness(line['forgetting'])}"
     if line.get("metrics"):
         text += f"  {line['evaluated_on']}: {main_metrics(line['metrics'])}"
     return text
@@ -59,15 +65,15 @@ def main_metrics(metrics):
 
 
 def print_result(result, workdir):
-    """Print the final table of metrics, in percent, to stdout, and where the run is."""
-    columns = {"validation": "validation", "test": "test", "paper": "paper's protocol (best epoch on test per metric)"}
+    """Print the final table of metrics, in percent, to stdout, and where the run and its report are."""
     print_metrics(
-        {title: result[key] for key, title in columns.items() if result[key]},
+        {title: result[key] for key, title in COLUMNS.items() if result[key]},
         f"metrics in percent, seed {result['seed']}",
     )
     best = f"epoch {result['best_epoch']} chosen on validation, " if result["best_epoch"] else ""
     seconds = f"{result['train_seconds']:.0f} s training, {result['eval_seconds']:.0f} s evaluation"
     print(f"{best}{result['parameters']:,} parameters, {seconds} on {result['device']}\nrun: {workdir}")
+    print(f"report: {pathlib.Path(workdir) / 'report.html'}")
 
 
 def print_metrics(columns, title):
@@ -80,10 +86,21 @@ def print_metrics(columns, title):
     table = rich.table.Table(title=rich.text.Text(title))
     table.add_column("metric")
     for heading in columns:
-        table.add_column(heading, justify="right")
+        table.add_column(rich.text.Text(heading), justify="right")
     for name in next(iter(columns.values())):
-        table.add_row(name, *(f"{metrics[name]:.4f}" if name in metrics else "" for metrics in columns.values()))
+        table.add_row(
+            rich.text.Text(name), *(f"{metrics[name]:.4f}" if name in metrics else "" for metrics in columns.values())
+        )
     rich.console.Console().print(table)
+
+
+def _likeness(forgetting):
+    """Return how like the features, and the ids where they are measured, each modality's table is."""
+    names = dict.fromkeys(name for values in forgetting.values() for name in values)
+    return "; ".join(
+        f"{name}: " + " ".join(f"{modality} {values[name]:.2f}" for modality, values in forgetting.items())
+        for name in names
+    )
 
 
 def _losses(parts):

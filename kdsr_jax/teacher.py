@@ -4,18 +4,19 @@ Per modality: condensed features m~ and a codebook of correlation vectors. Score
 when they are needed, so nothing of size N x N exists.
 """
 
+import contextlib
 import hashlib
 import json
-import os
 import pathlib
-import zipfile
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdsr_jax.data.arrays import read_arrays
 from kdsr_jax.errors import UserError
+from kdsr_jax.files import replace_file
 from kdsr_jax.models import autoencoder
 from kdsr_jax.ops import quantize
 from kdsr_jax.ops.correlation import split_scores
@@ -63,12 +64,6 @@ def pair_correlations(teacher, first, second, score_fn, num_splits):
 def correlation_vectors(x, y, score_fn, num_splits):
     """Return the correlation vectors [P, D] of condensed features x, y [P, width]."""
     return jax.vmap(lambda a, b: split_scores(a, b, num_splits, SCORE_FNS[score_fn]))(x, y)
-
-
-def cache_folder():
-    """Return the folder of fitted teachers: $KDSR_CACHE, else kdsr_jax in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(os.environ.get("KDSR_CACHE") or pathlib.Path(home) / "kdsr_jax")
 
 
 def fit_teachers(features, settings, width, cache_dir=None, codes=True):
@@ -252,18 +247,15 @@ def _fingerprint(feature, settings, width, codes):
 
 def _read_cache(path):
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = [jnp.asarray(file[name]) for name in Teacher._fields]
-            return Teacher(*arrays), json.loads(str(file["report"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        arrays = read_arrays(path, (*Teacher._fields, "report"))
+        report = json.loads(str(arrays.pop("report")))
+    except (UserError, ValueError):
         return None  # absent or damaged: it is fitted and written again
+    return Teacher(**{name: jnp.asarray(values) for name, values in arrays.items()}), report
 
 
 def _write_cache(path, teacher, report):
-    try:
+    arrays = {name: np.asarray(values) for name, values in teacher._asdict().items()}
+    with contextlib.suppress(OSError):  # the cache only saves time
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.stem}.{os.getpid()}.npz")
-        np.savez(temporary, report=json.dumps(report), **{k: np.asarray(v) for k, v in teacher._asdict().items()})
-        os.replace(temporary, path)
-    except OSError:
-        pass  # the cache only saves time
+        replace_file(path, lambda file: np.savez(file, report=json.dumps(report), **arrays), shared=True)

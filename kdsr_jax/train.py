@@ -9,7 +9,6 @@ Protocols (``eval.protocol``):
 """
 
 import dataclasses
-import hashlib
 import importlib.metadata
 from typing import Any
 
@@ -17,19 +16,29 @@ import jax
 import numpy as np
 
 from kdsr_jax import reporting
+from kdsr_jax.announce import abstract_params, announce
+from kdsr_jax.cache import cache_folder
+from kdsr_jax.clusters import item_facts
+from kdsr_jax.config import needs_clusters
 from kdsr_jax.data import Dataset, load_dataset
+from kdsr_jax.data.digest import data_digest
 from kdsr_jax.data.interactions import train_lengths
 from kdsr_jax.data.sequences import evaluation_windows, train_windows
 from kdsr_jax.errors import UserError
+from kdsr_jax.events import check_installed
+from kdsr_jax.examples import make_examples, overview
+from kdsr_jax.forgetting import make_forgetting
+from kdsr_jax.labels import PAPER
 from kdsr_jax.mesh import Placement
-from kdsr_jax.models.student import Student, count_parameters, init_student
-from kdsr_jax.optim import BODY, TABLES, label_params, path_name, table_rules
+from kdsr_jax.models.student import Student, count_parameters
 from kdsr_jax.phase import SELECT_K, Phase, PhaseRunner
-from kdsr_jax.teacher import cache_folder, fit_teachers
+from kdsr_jax.report.page import optional, refresh_report
+from kdsr_jax.teacher import fit_teachers
 from kdsr_jax.workdir import Workdir
 
 SELECT_METRIC = f"mrr@{SELECT_K}"
-PAPER_LABEL = "paper's protocol (best epoch on test)"
+# Fields of the model group that some backbones alone read.
+OPTIONS = {"mmsr": ("official_quirks",), "mmsr_nodes": ("official_quirks",), "mmsrec": ("score_temperature",)}
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -43,6 +52,7 @@ class Run:
       student: Student.
       teachers: dict modality -> Teacher on the devices; empty without distillation.
       tables: dict modality -> [N + 1, width] initial rows of the modality tables.
+      facts: dict modality -> Facts.
       teacher_report: dict modality -> numbers about its teacher.
       placement: Placement.
     """
@@ -52,6 +62,7 @@ class Run:
     student: Student
     teachers: dict
     tables: dict
+    facts: dict
     teacher_report: dict
     placement: Placement
 
@@ -72,12 +83,17 @@ def train_and_evaluate(config, workdir):
     with Workdir(workdir, config) as folder:
         result = folder.read_json("result.json")
         if result is None:
+            check_installed(config.log)
             run = prepare(config)
             folder.claim_data(data_digest(run.dataset))
             result = _train(run, folder)
             folder.write_json("result.json", result)
         else:
             reporting.say("this run is finished; its result:")
+            if not (folder.path / "examples.json").exists():
+                with optional("examples.json"):
+                    _write_examples(_reopen(config, folder, result))
+        refresh_report(folder)
         reporting.print_result(result, workdir)
         return result
 
@@ -97,9 +113,7 @@ def evaluate_workdir(config, workdir):
         result = folder.read_json("result.json")
         if result is None:
             raise UserError(f"--workdir={workdir}: the run is not finished; train it to the end first")
-        run = prepare(config)
-        folder.claim_data(data_digest(run.dataset))
-        runner = PhaseRunner(run, refit_phase(run, result["best_epoch"]), folder)
+        runner = _reopen(config, folder, result)
         metrics, _ = runner.evaluate(runner.load_best())
         epoch = result["best_epoch"]
         chosen = f"epoch {epoch}" if epoch else f"paper's protocol (epoch of the best {SELECT_METRIC} on test)"
@@ -109,48 +123,53 @@ def evaluate_workdir(config, workdir):
 
 def prepare(config, dataset=None):
     """Load the data (unless a Dataset is given), fit or fetch the teacher and lay out the student; returns a Run."""
-    modalities = () if config.model.tables == "none" else config.data.modalities
+    tabled = config.model.tables != "none"
+    clustered = needs_clusters(config.model.name, config.model.cluster_weight)
+    modalities = config.data.modalities if tabled or clustered else ()
     dataset, placement = dataset or load_dataset(config.data, modalities), Placement()
     width = config.teacher.condensed_dim or config.model.dim
     features = dataset.features if modalities else {}
     teachers, report = fit_teachers(features, config.teacher, width, cache_folder(), codes=config.distill.enabled)
+    facts = placement.put(item_facts(teachers, clustered, config.model, config.teacher.seed))
     scale = config.model.table_scale
-    tables = {name: placement.put(teacher.condensed * scale) for name, teacher in teachers.items()}
-    student = make_student(config, dataset.interactions.num_items, tuple(features), width)
+    tables = {name: placement.put(teacher.condensed * scale) for name, teacher in teachers.items()} if tabled else {}
+    names = tuple(features)
+    num_items = dataset.interactions.num_items
+    student = make_student(config, num_items, names if tabled else (), names if clustered else (), width)
     distilled = placement.put(teachers) if config.distill.enabled else {}
-    return Run(config, dataset, student, distilled, tables, report, placement)
+    return Run(config, dataset, student, distilled, tables, facts, report, placement)
 
 
-def data_digest(dataset):
-    """Return the sha256 of what training and evaluation read of a dataset: histories, raw ids and features."""
-    data, digest = dataset.interactions, hashlib.sha256()
-    for part in (data.items, data.offsets, "\n".join(data.user_ids), "\n".join(data.item_ids)):
-        digest.update(part.encode() if isinstance(part, str) else np.ascontiguousarray(part).tobytes())
-    for name, feature in dataset.features.items():
-        digest.update(name.encode() + feature.values.tobytes() + feature.has_feature.tobytes())
-    return digest.hexdigest()
+def make_student(config, num_items, modalities, clustered, width):
+    """Lay a Student out from the config's model group; nothing is allocated.
 
+    Args:
+      config: the whole config.
+      num_items: N.
+      modalities: names of the modalities with a table.
+      clustered: names of the modalities with clusters.
+      width: of the modality tables.
 
-def make_student(config, num_items, modalities, width):
-    """Lay a Student out from the config's model group; nothing is allocated."""
+    Returns:
+      Student.
+    """
     model = config.model
+    same = ("dim", "num_layers", "num_heads", "hidden_dropout", "attention_dropout", "fusion", "readout", "short_term")
     return Student(
         num_items=num_items,
         modalities=modalities,
         backbone=model.name,
+        options={name: model[name] for name in OPTIONS.get(model.name, ())},
         tuned=model.tables == "tuned",
-        dim=model.dim,
         table_width=width,
         max_length=config.data.max_length,
-        num_layers=model.num_layers,
-        num_heads=model.num_heads,
-        hidden_dropout=model.hidden_dropout,
-        attention_dropout=model.attention_dropout,
-        fusion=model.fusion,
-        readout=model.readout,
-        short_term=model.short_term,
         item_scores=model.item_scores,
+        clustered=clustered,
+        num_clusters=model.num_clusters if clustered else 0,
+        cluster_links=model.cluster_links,
+        predicts_clusters=model.cluster_weight > 0,
         num_codes=config.teacher.num_codes if config.distill.enabled else 0,
+        **{name: model[name] for name in same},
     )
 
 
@@ -173,10 +192,9 @@ def select_phase(run):
     return Phase(
         name="select",
         label="validation",
-        train=train_windows(interactions.offsets, lengths - 1, config.data.max_length, config.data.window_stride),
-        evaluation=evaluation_windows(interactions.offsets, lengths - 1, lengths, config.data.max_length),
+        **_windows(run, lengths - 1, lengths),
         epochs=config.train.epochs,
-        evaluates=lambda epoch: epoch % config.eval.every == 0 or epoch == config.train.epochs,
+        evaluates=lambda epoch: _is_due(config, epoch),
         finished=finished,
         score=lambda evaluations: scores(evaluations)[-1],
     )
@@ -193,9 +211,6 @@ def refit_phase(run, best_epoch):
     lengths = train_lengths(interactions.lengths)
     periodic = config.eval.protocol != "validation"
 
-    def evaluates(epoch):
-        return epoch == best_epoch or periodic and (epoch % config.eval.every == 0 or epoch == config.train.epochs)
-
     def finished(evaluations):
         chosen_done = best_epoch is None or any(e["epoch"] == best_epoch for e in evaluations)
         return periodic and chosen_done and _no_new_best(evaluations) >= config.train.patience
@@ -206,14 +221,28 @@ def refit_phase(run, best_epoch):
 
     return Phase(
         name="refit",
-        label={"validation": "test", "paper": PAPER_LABEL, "both": f"test, and {PAPER_LABEL}"}[config.eval.protocol],
-        train=train_windows(interactions.offsets, lengths, config.data.max_length, config.data.window_stride),
-        evaluation=evaluation_windows(interactions.offsets, lengths, interactions.lengths, config.data.max_length),
+        label={"validation": "test", "paper": PAPER, "both": f"test, and {PAPER}"}[config.eval.protocol],
+        **_windows(run, lengths, interactions.lengths),
         epochs=config.train.epochs if periodic else best_epoch,
-        evaluates=evaluates,
+        evaluates=lambda epoch: epoch == best_epoch or periodic and _is_due(config, epoch),
         finished=finished,
         score=score,
     )
+
+
+def _is_due(config, epoch):
+    """Say whether an epoch is evaluated: every so many and the last, but none of a warm-up, which would use up patience."""
+    return epoch > config.model.warmup_epochs and (epoch % config.eval.every == 0 or epoch == config.train.epochs)
+
+
+def _windows(run, trained, end):
+    """Return the windows of a phase that trains on the first ``trained`` items a user and evaluates those up to ``end``."""
+    data, offsets = run.config.data, run.dataset.interactions.offsets
+    prefixes = run.student.trained_on == "prefixes"
+    return {
+        "train": train_windows(offsets, trained, data.max_length, data.window_stride, prefixes),
+        "evaluation": evaluation_windows(offsets, trained, end, data.max_length, prefixes),
+    }
 
 
 def _no_new_best(evaluations):
@@ -234,18 +263,34 @@ def _train(run, folder):
     """Carry out the phases and return the content of result.json."""
     ids = run.dataset.interactions
     folder.write_arrays("ids.npz", user_ids=ids.user_ids, item_ids=ids.item_ids)
-    _announce(run)
+    folder.write_json("overview.json", overview(run, count_parameters(abstract_params(run))))
+    forgetting = make_forgetting(run)
+    announce(run)
     protocol = run.config.eval.protocol
     selection = folder.read_json("selection.json")
     if protocol != "paper" and selection is None:
-        selection = _summarise_select(run, PhaseRunner(run, select_phase(run), folder).execute())
+        selection = _summarise_select(run, PhaseRunner(run, select_phase(run), folder, forgetting).execute())
         folder.write_json("selection.json", selection)  # e* is on disk before any test item is looked at
         reporting.say(
             f"select: epoch {selection['best_epoch']} is best on validation; refit starts anew on the whole train part"
         )
     selection = selection or {"best_epoch": None, "validation": None, "train_seconds": 0.0, "eval_seconds": 0.0}
-    refit = PhaseRunner(run, refit_phase(run, selection["best_epoch"]), folder).execute()
+    runner = PhaseRunner(run, refit_phase(run, selection["best_epoch"]), folder, forgetting)
+    refit = runner.execute()
+    with optional("examples.json"):
+        _write_examples(runner)
     return _result(run, selection, refit, folder)
+
+
+def _reopen(config, folder, result):
+    """Return the PhaseRunner of the refit of a finished run."""
+    run = prepare(config)
+    folder.claim_data(data_digest(run.dataset))
+    return PhaseRunner(run, refit_phase(run, result["best_epoch"]), folder)
+
+
+def _write_examples(runner):
+    runner.folder.write_json("examples.json", make_examples(runner.run, runner.load_best()))
 
 
 def _summarise_select(run, record):
@@ -271,45 +316,10 @@ def _result(run, selection, refit, folder):
         "epochs": refit["epoch"],
         "train_seconds": selection["train_seconds"] + refit["train_seconds"],
         "eval_seconds": selection["eval_seconds"] + refit["eval_seconds"],
-        "parameters": count_parameters(_abstract_params(run)),
+        "parameters": count_parameters(abstract_params(run)),
         "teacher": run.teacher_report,
         "config_fingerprint": folder.fingerprint,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
         "seed": config.seed,
     }
-
-
-def _abstract_params(run):
-    return jax.eval_shape(lambda key: init_student(run.student, key, run.tables)[0], jax.random.key(0))
-
-
-def _optimizer_groups(run):
-    """Say which learning rate takes which parameters, as the rules sort them."""
-    rules = table_rules(run.student.modalities if run.student.tuned else ())
-    labels = jax.tree_util.tree_leaves_with_path(label_params(_abstract_params(run), rules))
-    rate, epochs = run.config.train.learning_rate, run.config.train.ramp_epochs
-    names = [path_name(path) for path, label in labels if label == TABLES]
-    body = sum(label == BODY for _, label in labels)
-    if names:
-        ramp = f"{run.config.train.ramp_start * rate:g} rising over {epochs} epochs to " if epochs else ""
-        yield f"learning rate {ramp}{rate:g}: {', '.join(names)}"
-    yield f"learning rate {rate:g}: {body} other parameters"
-
-
-def _announce(run):
-    data, config = run.dataset.interactions, run.config
-    tables = f", {config.model.tables} tables of {', '.join(run.student.modalities)}" if run.student.modalities else ""
-    distilled = ", distillation" if run.teachers else ""
-    reporting.say(
-        f"{run.dataset.name}: {data.num_users:,} users, {data.num_items:,} items, {len(data.items):,} interactions; "
-        f"{config.model.name}{tables}{distilled}, {count_parameters(_abstract_params(run)):,} parameters; protocol {config.eval.protocol}"
-    )
-    for line in _optimizer_groups(run):
-        reporting.say(line)
-    for name, report in run.teacher_report.items():
-        reporting.say(
-            f"teacher of {name}: {100 * report['reconstruction_error']:.1f} % of the variance lost in condensing"
-            + (f", {report['used_codes']} codes in use, perplexity {report['perplexity']:.1f}" if run.teachers else "")
-        )
-    reporting.say("compiling; the first epoch of each phase includes it")

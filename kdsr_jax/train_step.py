@@ -39,26 +39,27 @@ class Trainer:
     def __init__(self, objective, optimizer, num_slots, seed):
         self.objective, self.optimizer, self.num_slots = objective, optimizer, num_slots
         self._key = jax.random.key(seed)
-        self.run_chunk = jax.jit(self._chunk, static_argnames="length", donate_argnums=0)
+        self.run_chunk = jax.jit(self._chunk, static_argnames=("length", "warmup"), donate_argnums=0)
         self.part_gradient_norms = jax.jit(self._part_gradient_norms, static_argnames="length")
 
-    def init(self, tables, placement):
+    def init(self, tables, placement, facts=None):
         """Create the state under jit, replicated over the devices.
 
         Args:
           tables: dict modality -> [N + 1, width] initial rows of the modality tables.
           placement: Placement.
+          facts: dict modality -> Facts; None takes every item as covered.
 
         Returns:
           TrainState at step 0.
         """
-        return jax.jit(self._init, out_shardings=placement.replicated)(tables)
+        return jax.jit(self._init, out_shardings=placement.replicated)(tables, facts)
 
-    def _init(self, tables):
-        params, frozen = init_student(self.objective.student, jax.random.fold_in(self._key, 2**31 - 1), tables)
+    def _init(self, tables, facts):
+        params, frozen = init_student(self.objective.student, jax.random.fold_in(self._key, 2**31 - 1), tables, facts)
         return TrainState(jnp.int32(0), params, frozen, self.optimizer.init(params))
 
-    def _chunk(self, state, resident, teachers, window_ids, length):
+    def _chunk(self, state, resident, teachers, window_ids, length, warmup=False):
         """Run K steps.
 
         Args:
@@ -67,6 +68,7 @@ class Trainer:
           teachers: dict modality -> Teacher.
           window_ids: [K, R] int32; a step of -1 only is a no-op that leaves the state as it is.
           length: padded length of the histories, static.
+          warmup: True trains on the objective's warm-up instead, static.
 
         Returns:
           (TrainState, dict name -> [K] float32): every loss part, "loss", "gradient_norm" and "targets"; zeros for no-ops.
@@ -74,17 +76,18 @@ class Trainer:
 
         def step(state, ids):
             real = jnp.any(ids >= 0)
-            one_step = functools.partial(self._step, resident=resident, teachers=teachers, ids=ids, length=length)
+            given = {"resident": resident, "teachers": teachers, "ids": ids, "length": length, "warmup": warmup}
+            one_step = functools.partial(self._step, **given)
             _, log = jax.eval_shape(one_step, state)
             idle = {name: jnp.zeros(a.shape, a.dtype) for name, a in log.items()}
             return jax.lax.cond(real, one_step, lambda s: (s, idle), state)
 
         return jax.lax.scan(step, state, window_ids)
 
-    def _step(self, state, *, resident, teachers, ids, length):
+    def _step(self, state, *, resident, teachers, ids, length, warmup):
         batch = cut_batch(resident, ids, length, self.num_slots)
         key = jax.random.fold_in(self._key, state.step)
-        loss = jax.value_and_grad(self.objective, has_aux=True)
+        loss = jax.value_and_grad(self.objective.warm_up if warmup else self.objective, has_aux=True)
         (total, parts), gradient = loss(state.params, state.frozen, teachers, batch, key)
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

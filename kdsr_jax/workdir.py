@@ -1,20 +1,24 @@
-"""The folder of a run: config.json, metrics.jsonl, selection.json, ids.npz, ranks.npz, result.json, checkpoints/."""
+"""The folder of a run: config.json, checkpoints/, metrics.jsonl, selection.json, ids.npz, ranks.npz, result.json.
+
+For report.html there are overview.json and examples.json besides.
+"""
 
 import contextlib
 import fcntl
 import json
-import os
 import pathlib
 
 import numpy as np
 
 from kdsr_jax.config import differing_keys, fingerprint, to_dict
 from kdsr_jax.errors import UserError
+from kdsr_jax.files import replace_file
 
 PHASES = ("select", "refit")
 
 # Left behind by a process that was killed, or stopped by bad input, before it had anything to keep.
-_WORTHLESS = {".lock", ".config.json.tmp", "config.json", "ids.npz"}
+_EARLY = ("config.json", "ids.npz", "overview.json")
+_WORTHLESS = {".lock", *_EARLY, *(f".{name}.tmp" for name in _EARLY)}
 
 
 class Workdir:
@@ -34,9 +38,12 @@ class Workdir:
         """
         self.path = pathlib.Path(path)
         self.fingerprint = fingerprint(config)
-        if not create and not (self.path / "config.json").is_file():
-            raise UserError(f"--workdir={path}: there is no run here; train one with --mode=train first")
-        self._check_owner(config)
+        try:
+            if not create and not (self.path / "config.json").is_file():
+                raise UserError(f"--workdir={path}: there is no run here; train one with --mode=train first")
+            self._check_owner(config)
+        except OSError as error:  # a forbidden folder, a name that is too long
+            raise UserError(f"--workdir={path}: cannot be read ({error.strerror})") from error
         self._made = [folder for folder in (self.path, *self.path.parents) if create and not folder.exists()]
         self._create = create
         try:
@@ -49,8 +56,17 @@ class Workdir:
         except OSError as error:
             self._lock.close()
             raise UserError(f"--workdir={path}: another process is working in this folder") from error
+        try:
+            self._check_owner(config)  # again: another first start may have come between
+        except (UserError, OSError):
+            self._lock.close()
+            raise
         if not (self.path / "config.json").exists():
-            self.write_json("config.json", {"fingerprint": self.fingerprint, "config": to_dict(config)})
+            try:
+                self.write_json("config.json", {"fingerprint": self.fingerprint, "config": to_dict(config)})
+            except UserError as error:
+                self.__exit__(type(error))
+                raise
 
     def __enter__(self):
         return self
@@ -93,12 +109,13 @@ class Workdir:
           UserError: the run began with data of another digest.
         """
         saved = self.read_json("config.json")
-        if saved.setdefault("data_sha256", digest) != digest:
+        if saved.get("data_sha256", digest) != digest:
             raise UserError(
                 f"--workdir={self.path}: the data is not what this run began with (file contents or --config.data.root "
                 f"have changed); give the same data or another --workdir"
             )
-        self.write_json("config.json", saved)
+        if "data_sha256" not in saved:
+            self.write_json("config.json", saved | {"data_sha256": digest})
 
     def checkpoints(self, phase):
         """Return the folder of a phase's checkpoints."""
@@ -115,28 +132,42 @@ class Workdir:
             return json.loads(file.read_text())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{file}: cannot be read ({error}); delete it or give another --workdir") from error
 
     def write_json(self, name, content):
         """Write a JSON file by rename, so that it is there whole or not at all."""
         self._replace(name, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
 
+    def write_text(self, name, text):
+        """Write a text file by rename."""
+        self._replace(name, lambda file: file.write(text.encode()))
+
     def write_arrays(self, name, **arrays):
         """Write an .npz file by rename."""
         self._replace(name, lambda file: np.savez_compressed(file, **arrays))
 
     def _replace(self, name, write):
-        temporary = self.path / f".{name}.tmp"
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path / name)
+        with self._writing(name):
+            replace_file(self.path / name, write)
+
+    @contextlib.contextmanager
+    def _writing(self, name):
+        """Turn a full or read-only disk into one line; nothing is lost, the same command goes on from the last checkpoint."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.path / name}: cannot be written ({error.strerror}); put that right and give the same command again"
+            ) from error
 
     def log(self, **line):
-        """Append one object to metrics.jsonl."""
-        with open(self.path / "metrics.jsonl", "a") as file:
+        """Append one object to metrics.jsonl.
+
+        Raises:
+          UserError: the disk is full; a line that is torn by that is dropped at the next start.
+        """
+        with self._writing("metrics.jsonl"), open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
 
     def truncate_log(self, phase, epoch):
@@ -144,12 +175,15 @@ class Workdir:
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return
-        kept = []
-        for text in file.read_text().splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue  # a line that was being written when the process was killed
-            if (PHASES.index(line["phase"]), line["epoch"]) <= (PHASES.index(phase), epoch):
-                kept.append(text + "\n")
-        self._replace("metrics.jsonl", lambda out: out.write("".join(kept).encode()))
+        last = PHASES.index(phase), epoch
+        kept = [text for text in file.read_bytes().splitlines() if (place := _place(text)) and place <= last]
+        self._replace("metrics.jsonl", lambda out: out.write(b"".join(text + b"\n" for text in kept)))
+
+
+def _place(text):
+    """Return (phase, epoch) of a line of metrics.jsonl; None for one torn by a kill, a full disk or a lost sector."""
+    try:
+        line = json.loads(text)
+        return PHASES.index(line["phase"]), int(line["epoch"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None

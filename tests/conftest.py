@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import shlex
+import subprocess
 from pathlib import Path
 
 import hypothesis
@@ -22,6 +24,17 @@ hypothesis.settings.load_profile("repeatable")
 def repository() -> Path:
     """The folder that holds kdsr_jax/ and configs/."""
     return REPOSITORY
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Keep teachers and prepared data in a temporary folder, here and in processes that inherit the environment."""
+    before = os.environ.get("KDSR_CACHE")
+    os.environ["KDSR_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    del os.environ["KDSR_CACHE"]
+    if before is not None:
+        os.environ["KDSR_CACHE"] = before
 
 
 @pytest.fixture(scope="session")
@@ -46,19 +59,16 @@ TINY = (
 def tiny_words(repository, tmp_path_factory):
     """Return a function (*settings, variant="") -> words of the command line of a tiny run, without --workdir.
 
-    A run takes a second or so, compilation aside. Teachers are cached in a temporary folder, here and in processes that
-    inherit the environment.
+    A run takes a second or so, compilation aside.
     """
     root = tmp_path_factory.mktemp("data")
     _write_shop(root / "shop")
-    os.environ["KDSR_CACHE"] = str(tmp_path_factory.mktemp("teachers"))
 
     def words(*settings, variant=""):
         file = f"--config={repository / 'configs' / 'default.py'}{variant}"
         return [file, f"--config.data.root={root}", *(f"--config.{setting}" for setting in (*TINY, *settings))]
 
-    yield words
-    del os.environ["KDSR_CACHE"]
+    return words
 
 
 def _write_shop(folder, num_users=48, length=11, num_items=36):
@@ -138,3 +148,25 @@ def newest_checkpoint():
             checkpoints.close()
 
     return load
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 16 MB, where this process may mount one; else the test is skipped."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.call(f"mount -t tmpfs -o size=16m tmpfs {shlex.quote(str(folder))} 2>/dev/null", shell=True):
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture
+def fill_up(disk):
+    """Return a function that leaves so many free bytes on the disk; its file "filler" gives the room back."""
+
+    def fill(free):
+        state = os.statvfs(disk)
+        (disk / "filler").write_bytes(bytes(max(0, state.f_bavail * state.f_frsize - free)))
+
+    return fill

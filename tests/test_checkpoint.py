@@ -1,7 +1,11 @@
 """Checkpoints: which are kept, what they hold, and that a damaged one is never taken for a good one."""
 
+import errno
 import gc
+import hashlib
 import logging
+import os
+import random
 import shutil
 
 import jax
@@ -9,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdsr_jax.checkpoint import Checkpoints
+from kdsr_jax import checkpoint
+from kdsr_jax.checkpoint import Checkpoints, load_best_params
 from kdsr_jax.errors import UserError
 
 # When orbax meets a damaged file it leaves its other reads unawaited and their event loop to the garbage collector.
@@ -149,7 +154,8 @@ def test_damaged_newest_falls_back_to_the_one_before(copy, opened, caplog, file,
         epoch, state, record = opened(copy).load_newest(ABSTRACT)
     assert epoch == 4
     assert_holds(epoch, state, record)
-    assert f"{copy / '5'} is damaged" in caplog.text and "going on from epoch 4 instead of 5" in caplog.text
+    assert f"{copy / '5'} is damaged" in caplog.text and "going on from epoch 4" in caplog.text
+    assert len(caplog.records) == 1 and (copy / "5.damaged").is_dir()
 
 
 @pytest.mark.parametrize("how", ["emptied", "flipped"])
@@ -161,18 +167,204 @@ def test_damaged_score_falls_back_too(copy, opened, caplog, how):
     assert f"{copy / '5'} is damaged" in caplog.text
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["deleted", "emptied", "halved", "flipped"])
-def test_no_damage_to_any_file_gives_wrong_values(saved, tmp_path, opened, how):
-    files = [file.relative_to(saved) for file in (saved / "5").rglob("*") if file.is_file()]
-    assert len(files) > 8
-    for number, file in enumerate(files):
-        copy = tmp_path / str(number)
+def attack(rng, folder):
+    """Do one random damage to a checkpoint folder; returns what was done."""
+    steps = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    step = rng.choice(steps)
+    file = rng.choice(sorted(f for f in step.rglob("*") if f.is_file()))
+    content = bytearray(file.read_bytes())
+    kind = rng.choice(["flip", "flip", "flip", "cut", "swap files", "swap steps", "swap sums", "delete", "grow", "add"])
+    if kind == "flip":
+        place = rng.randrange(len(content))
+        content[place] ^= 1 << rng.randrange(8)
+        file.write_bytes(content)
+    elif kind == "cut":
+        file.write_bytes(content[: rng.randrange(len(content))])
+    elif kind == "grow":
+        file.write_bytes(content + bytes(1))
+    elif kind == "add":
+        (step / "state" / "d" / "stranger").write_bytes(content)
+    elif kind == "delete":
+        file.unlink()
+    elif kind == "swap files":
+        content = file.read_bytes()
+        files = [f for other in steps for f in other.rglob("*") if f.is_file() and f.read_bytes() != content]
+        swap(folder, file, rng.choice(sorted(files)))
+    else:
+        pair = rng.sample(steps, 2)
+        swap(folder, *(entry / "SHA256SUMS" if kind == "swap sums" else entry for entry in pair))
+    return f"{kind} {file}"
+
+
+def swap(folder, one, other):
+    one.rename(folder / "between")
+    other.rename(one)
+    (folder / "between").rename(other)
+
+
+def attack_often(saved, tmp_path, opened, seeds):
+    """Damage copies of a folder of checkpoints; each must come to light, and only true values be loaded."""
+    for seed in seeds:
+        copy = tmp_path / str(seed) / "select"
         shutil.copytree(saved, copy)
-        damage(copy / file, how)
-        epoch, state, record = opened(copy).load_newest(ABSTRACT)
-        assert epoch in (4, 5), file
+        what = attack(random.Random(seed), copy)
+        with pytest.raises(UserError, match="is damaged"):
+            load_best_params(copy)
+        try:
+            checkpoints = opened(copy)
+        except UserError as error:
+            assert "all checkpoints" in str(error), what
+            continue
+        epoch, state, record = checkpoints.load_newest(ABSTRACT)
         assert_holds(epoch, state, record)
+        assert any(entry.name.endswith((".damaged", ".unfinished")) for entry in copy.iterdir()), what
+        with pytest.raises(UserError, match="is damaged and may have been the best"):
+            checkpoints.load_best(ABSTRACT)
+        shutil.rmtree(copy)
+
+
+def test_damage_at_30_random_places_is_caught(saved, tmp_path, opened):
+    attack_often(saved, tmp_path, opened, range(30))
+
+
+@pytest.mark.slow
+def test_damage_at_200_random_places_is_caught(saved, tmp_path, opened):
+    attack_often(saved, tmp_path, opened, range(1000, 1200))
+
+
+def test_sums_are_those_of_sha256sum(saved):
+    lines = (saved / "5" / "SHA256SUMS").read_text().splitlines()
+    files = sorted(
+        str(f.relative_to(saved)) for f in (saved / "5").rglob("*") if f.is_file() and f.name != "SHA256SUMS"
+    )
+    assert sorted(line.split("  ")[1] for line in lines) == files and len(files) > 8
+    for line in lines:
+        digest, name = line.split("  ")
+        assert hashlib.sha256((saved / name).read_bytes()).hexdigest() == digest
+
+
+def test_newest_without_sums_counts_as_unfinished(copy, opened, caplog):
+    (copy / "5" / "SHA256SUMS").unlink()  # as a kill between the end of orbax's work and the sums leaves it
+    (copy / "5" / ".SHA256SUMS.tmp").write_text("03")
+    checkpoints = opened(copy)
+    assert_holds(*checkpoints.load_newest(ABSTRACT))
+    assert checkpoints.epochs() == [2, 4] and "5 was not finished" in caplog.text and "epoch 4" in caplog.text
+    with pytest.raises(UserError, match="may have been the best"):
+        checkpoints.load_best(ABSTRACT)
+    checkpoints.save(5, make_state(5), make_record(5), -1.0)
+    checkpoints.close()
+    assert not (copy / "5.unfinished").exists()
+    checkpoints = opened(copy)
+    assert checkpoints.epochs() == [2, 4, 5]
+    assert int(checkpoints.load_best(ABSTRACT)["step"]) == 2
+
+
+def test_only_one_without_sums_starts_the_phase_over(tmp_path, opened, caplog):
+    save_all(tmp_path, [1.0])
+    (tmp_path / "1" / "SHA256SUMS").unlink()
+    assert opened(tmp_path).load_newest(ABSTRACT) is None
+    assert "1 was not finished" in caplog.text and "the phase starts over" in caplog.text
+
+
+def test_several_without_sums_are_damaged(copy):
+    for file in copy.glob("*/SHA256SUMS"):
+        file.unlink()
+    with pytest.raises(UserError, match="all checkpoints"):
+        Checkpoints(copy)
+    assert sorted(entry.name for entry in copy.iterdir()) == ["2", "4", "5"]
+
+
+def test_lost_best_is_never_replaced_by_another(copy, opened, caplog):
+    damage(copy / "2" / "metrics" / "metrics", "flipped")
+    checkpoints = opened(copy)
+    assert_holds(*checkpoints.load_newest(ABSTRACT))
+    assert f"{copy / '2'} is damaged" in caplog.text
+    checkpoints.save(6, make_state(6), make_record(6), 4.0)
+    checkpoints.close()
+    with pytest.raises(UserError, match=r"2\.damaged is damaged and may have been the best"):
+        opened(copy).load_best(ABSTRACT)
+
+
+def test_parameters_of_the_best_need_no_model(tmp_path):
+    folder = tmp_path / "refit"
+    checkpoints = Checkpoints(folder)
+    for epoch, score in enumerate([0.0, 2.0, 1.0], 1):
+        state = {"params": {"item_embedding": {"embedding": jnp.full((3, 2), 1.5 * epoch)}}, "step": jnp.int32(epoch)}
+        checkpoints.save(epoch, state, make_record(epoch), score)
+    checkpoints.close()
+    before = sorted(folder.rglob("*"))
+    params = load_best_params(folder)
+    assert type(params["item_embedding"]["embedding"]) is np.ndarray
+    assert params["item_embedding"]["embedding"].tolist() == [[3.0, 3.0]] * 3
+    assert sorted(folder.rglob("*")) == before
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        load_best_params(tmp_path / "absent")
+    for file in (folder / "2" / "state" / "d").iterdir():
+        damage(file, "flipped")
+    with pytest.raises(UserError, match=f"{folder / '2'} is damaged"):
+        load_best_params(folder)
+
+
+def test_checkpoint_of_another_model_is_an_error_and_kept(saved, copy, opened):
+    other = ABSTRACT | {"bias": ABSTRACT["step"]}
+    with pytest.raises(UserError, match="5 is whole but cannot be loaded"):
+        opened(copy).load_newest(other)
+    with pytest.raises(UserError, match="5 is whole but cannot be loaded"):
+        opened(copy).load(5, other)
+    assert_holds(*opened(copy).load_newest(ABSTRACT))
+
+
+def fill(monkeypatch, module, name):
+    """Let every call of module.name meet a full disk."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module, name, full)
+
+
+@pytest.mark.parametrize("where", ["orbax", "sums"])
+def test_full_disk_is_one_line_and_the_last_checkpoint_stays(copy, opened, monkeypatch, where):
+    checkpoints = opened(copy)
+    if where == "sums":
+        fill(monkeypatch, checkpoint, "_sums")
+    else:
+        fill(monkeypatch, checkpoints._orbax, "save_checkpointables_async")
+    with pytest.raises(UserError, match="cannot be written .No space left on device.; earlier ones are kept"):
+        checkpoints.save(6, make_state(6), make_record(6), 9.0)
+        checkpoints.close()
+    checkpoints.close()  # says it once
+    monkeypatch.undo()
+    checkpoints = opened(copy)
+    assert_holds(*checkpoints.load_newest(ABSTRACT))
+    assert checkpoints.epochs()[-1] == 5
+    checkpoints.save(6, make_state(6), make_record(6), 9.0)
+    checkpoints.close()
+    checkpoints = opened(copy)
+    assert checkpoints.load_newest(ABSTRACT)[0] == int(checkpoints.load_best(ABSTRACT)["step"]) == 6
+
+
+@pytest.mark.parametrize("free", [0, 9000, 60_000, 400_000])
+def test_full_file_system_loses_nothing(disk, fill_up, opened, capfd, free):
+    """A checkpoint of 400 kB where only so many bytes are left; its files are cut short wherever that happens."""
+    wide = jax.random.normal(jax.random.key(0), (100, 1000))
+    abstract = {"wide": jax.ShapeDtypeStruct(wide.shape, wide.dtype, sharding=SHARDING)}
+    folder = disk / "select"
+    checkpoints = opened(folder)
+    checkpoints.save(1, {"wide": wide}, make_record(1), 1.0)
+    checkpoints._finish()
+    fill_up(free)
+    with pytest.raises(UserError, match="cannot be written .No space left on device."):
+        checkpoints.save(2, {"wide": wide + 1}, make_record(2), 2.0)
+        checkpoints.close()
+    assert "absl" not in capfd.readouterr().err
+    (disk / "filler").unlink()
+    checkpoints = opened(folder)
+    epoch, state, _ = checkpoints.load_newest(abstract)
+    assert epoch == 1 and (state["wide"] == wide).all()
+    checkpoints.save(2, {"wide": wide + 1}, make_record(2), 2.0)
+    checkpoints.close()
+    assert opened(folder).load_newest(abstract)[0] == 2
 
 
 def test_after_falling_back_the_epoch_can_be_saved_again(copy, opened):
@@ -185,22 +377,33 @@ def test_after_falling_back_the_epoch_can_be_saved_again(copy, opened):
 
 
 @pytest.mark.parametrize("file", ["state/manifest.ocdbt", "metrics/metrics"])
-def test_all_damaged_is_an_error_and_nothing_is_deleted(copy, opened, file):
+def test_all_damaged_is_an_error_and_nothing_is_deleted(copy, file):
     for path in copy.glob(f"*/{file}"):
         damage(path, "halved")
-    before = sum(path.is_file() for path in copy.rglob("*"))
+    before = sorted(copy.rglob("*"))
     for _ in range(2):
-        checkpoints = opened(copy)
         with pytest.raises(UserError, match=f"all checkpoints in {copy} are damaged"):
-            checkpoints.load_newest(ABSTRACT)
-        checkpoints.close()
-    assert sum(path.is_file() for path in copy.rglob("*")) == before > 20
+            Checkpoints(copy)
+    assert sorted(copy.rglob("*")) == before and len(before) > 20
 
 
 def test_damaged_best_is_an_error(copy, opened):
     shutil.rmtree(copy / "2" / "state" / "d")
     with pytest.raises(UserError, match="is damaged"):
         opened(copy).load_best(ABSTRACT)
+
+
+def test_half_of_a_discarded_checkpoint_is_no_damage(copy, opened, monkeypatch, caplog):
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as if killed before the files are gone
+    checkpoints = opened(copy)
+    checkpoints.save(6, make_state(6), make_record(6), 1.0)
+    checkpoints.close()
+    monkeypatch.undo()
+    assert sorted(entry.name for entry in copy.iterdir()) == ["2", "4.discarded", "5", "6"]
+    (copy / "4.discarded" / "metrics" / "metrics").unlink()
+    checkpoints = opened(copy)
+    assert int(checkpoints.load_best(ABSTRACT)["step"]) == 2 and not caplog.records
+    assert sorted(entry.name for entry in copy.iterdir()) == ["2", "5", "6"]
 
 
 def test_leftovers_of_a_killed_save_are_removed(copy, opened):

@@ -161,7 +161,7 @@ def test_a_list_can_be_empty(repository, empty):
         (["{config}", "--workdir=x", "--config.distill.enabled", "false"], "unexpected argument 'false'"),
         (["--config.train.epochs=3", "{config}"], "--config.train.epochs=3: comes before --config=FILE"),
         (["{config}", "--config.seed=3", "{config}"], "--config.seed=3: comes before --config=FILE"),
-        (["{config}:gru"], "--config=FILE:gru: the variant must be one of sasrec, sasrm"),
+        (["{config}:gru"], "--config=FILE:gru: the variant must be one of gru4rec, sasrec, srgnn"),
         (["{config}:kdsr-sasrek"], "did you mean kdsr-sasrec?"),
         (
             ["{config}", "--config.train.lerning_rate=1"],

@@ -7,7 +7,18 @@ import math
 import pytest
 
 from configs import default
-from kdsr_jax.config import BACKBONES, FIELDS, differing_keys, fingerprint, flatten, to_dict, unknown_field, validate
+from kdsr_jax.config import (
+    BACKBONES,
+    FIELDS,
+    FUSED,
+    NOT_FINGERPRINTED,
+    differing_keys,
+    fingerprint,
+    flatten,
+    to_dict,
+    unknown_field,
+    validate,
+)
 from kdsr_jax.errors import UserError
 
 DATASETS = ("planted", "ml1m", "beauty", "clothing", "sports", "toys")
@@ -71,25 +82,30 @@ def test_the_plain_config_is_kdsr_with_the_settings_of_the_paper():
 def test_variants_set_backbone_tables_distillation_and_ramp(name, backbone):
     ramp = dataset_config(name).train.ramp_epochs
     for argument, expected in {
-        backbone: (backbone, BACKBONES[backbone], False, 0),
-        f"tuned-{backbone}": (backbone, "tuned", False, ramp),
-        f"kdsr-{backbone}": (backbone, "tuned", True, ramp),
+        backbone: (BACKBONES[backbone], False, 0),
+        f"tuned-{backbone}": (BACKBONES[backbone] | {"tables": "tuned"}, False, ramp),
+        f"kdsr-{backbone}": (BACKBONES[backbone] | {"tables": "tuned"}, True, ramp),
     }.items():
         config = dataset_config(name, argument)
-        got = (config.model.name, config.model.tables, config.distill.enabled, config.train.ramp_epochs)
-        assert got == expected, argument
+        model, distilled, epochs = expected
+        assert {field: config.model[field] for field in ("name", *model)} == {"name": backbone} | model, argument
+        assert (config.distill.enabled, config.train.ramp_epochs) == (distilled, epochs), argument
 
 
 def test_a_variant_changes_nothing_else():
     keys = {line.partition(":")[0] for line in differing_keys(changed(), to_dict(default.get_config("sasrec")))}
     assert keys == {"model.name", "model.tables", "distill.enabled", "train.ramp_epochs"}
+    keys = {line.partition(":")[0] for line in differing_keys(changed(), to_dict(default.get_config("tuned-srgnn")))}
+    assert keys == {"distill.enabled", "model.name"} | {f"model.{field}" for field in BACKBONES["srgnn"]} - {
+        "model.tables"
+    }
 
 
 @pytest.mark.parametrize(
     "argument", ["", "sasrek", "kdsr-", "kdsr-gru9", "frozen-sasrec", "tuned", "kdsr-tuned-sasrec"]
 )
 def test_an_unknown_variant_lists_the_choices(argument):
-    with pytest.raises(UserError, match="sasrec, sasrm, .*kdsr-sasrec"):
+    with pytest.raises(UserError, match="gru4rec, sasrec, srgnn, .*kdsr-gru4rec"):
         default.get_config(argument)
 
 
@@ -104,6 +120,7 @@ OUTSIDE = {
     "data.name": ("", "../beauty", "a/b", 3),
     "data.source": ("tfd", "", None),
     "data.root": (3, None),
+    "data.manual_dir": (3, None),
     "data.k_core": (0, -5, 1.5),
     "data.max_length": (1,),
     "data.window_stride": (-1, 51),
@@ -144,6 +161,12 @@ OUTSIDE = {
     "model.short_term": (0,),
     "model.item_scores": ("id",),
     "model.table_scale": (0.0,),
+    "model.num_clusters": (0, 2),  # fewer than the links of an item
+    "model.cluster_links": (0, 31),
+    "model.cluster_weight": (-0.1, math.inf),
+    "model.official_quirks": (1, "no"),
+    "model.score_temperature": (0.0, -0.05),
+    "model.warmup_epochs": (-1, 10_001),
     "train.epochs": (-1, 0, 5.5, 100_001),
     "train.batch_size": (0, -1, 1_000_001),
     "train.learning_rate": (0.0, -1e-3, math.nan, math.inf, True),
@@ -151,12 +174,16 @@ OUTSIDE = {
     "train.clip_norm": (-1.0,),
     "train.ramp_epochs": (-1, 10_001),
     "train.ramp_start": (-0.1, 1.1),
+    "train.ramp_end": (0.0, 1.1),
     "train.steps_per_call": (0, 10_001),
     "train.patience": (0,),
     "eval.protocol": ("test",),
     "eval.every": (0,),
     "eval.topk": ([], [0], [5, 5], [10, 5], ["a"], [True], 5),
     "eval.filter_seen": (0,),
+    "forgetting.num_pairs": (-1, 10_000_001, 0.5),
+    "forgetting.reference_workdir": (3, None),
+    "log.tensorboard": (1, "yes"),
 }
 INSIDE = {
     "data.k_core": (1,),
@@ -171,12 +198,17 @@ INSIDE = {
     "distill.pair_budget": (0,),
     "model.hidden_dropout": (0, 0.9),
     "model.num_heads": (1, 128),
+    "model.num_clusters": (3,),
+    "model.cluster_links": (1, 30),
+    "model.cluster_weight": (0, 0.1),
+    "model.warmup_epochs": (0,),  # mmsrec alone has one
     "data.planted.mean_length": (6, 200),
     "train.epochs": (1, 100_000),
     "train.batch_size": (1, 1_000_000),
     "train.ramp_epochs": (0, 10_000),
     "train.steps_per_call": (1, 10_000),
     "train.ramp_start": (0.0, 1.0),
+    "train.ramp_end": (0.01, 1.0),
     "eval.topk": ([1], [5, 20]),
 }
 
@@ -227,6 +259,40 @@ def test_tables_need_a_modality(tables, distilled):
     assert ("--config.distill.enabled=false" in message) == distilled
 
 
+def test_a_model_without_ids_needs_tables():
+    message = complaint(model__name="mmsrec", model__tables="none", distill__enabled=False)
+    assert message.startswith("--config.model.tables=none: mmsrec has no item ids")
+
+
+@pytest.mark.parametrize("fields", [{"model__name": "mmsr"}, {"model__cluster_weight": 0.1}])
+def test_clusters_need_a_modality(fields):
+    bare = {"data__modalities": [], "model__tables": "none", "distill__enabled": False}
+    assert complaint(**bare, **fields).startswith("--config.data.modalities=: clusters of items need")
+    validate(changed(**bare | {"data__modalities": ["text-a"]}, **fields))
+    message = complaint(**bare | {"data__modalities": ["text-a"]}, **fields, teacher__num_splits=7)
+    assert message.startswith("--config.teacher.num_splits=7")  # they are found among the condensed features
+
+
+def test_only_models_that_read_fused_vectors_score_against_them():
+    for name in BACKBONES:
+        fields = {"model__name": name, "model__item_scores": "fused"}
+        if name in FUSED:
+            validate(changed(**fields))
+        else:
+            complained = complaint(**fields)
+            assert complained.startswith(f"--config.model.item_scores=fused: {name} has no fused item vectors")
+
+
+def test_only_models_that_fuse_have_a_fusion_to_choose():
+    for name in BACKBONES:
+        fields = {"model__name": name, "model__fusion": "concat"}
+        if name in ("trans2d", "mmsr_nodes", "mmsrec"):
+            complained = complaint(**fields)
+            assert complained == f"--config.model.fusion=concat: must be left at gate; {name} fuses nothing by it"
+        else:
+            validate(changed(**fields))
+
+
 def test_planted_histories_are_at_most_a_third_of_the_items():
     message = complaint(data__planted__num_items=30)
     assert message.startswith("--config.data.planted.mean_length=12.0: must be at most a third of")
@@ -249,6 +315,18 @@ def test_splits_divide_the_condensed_width():
 def test_real_data_needs_a_root(name, source):
     assert "--config.data.root is missing" in complaint(data__name=name, data__source=source)
     validate(changed(data__name=name, data__source=source, data__root="somewhere"))
+
+
+@pytest.mark.parametrize(("name", "source"), [("ml-1m", "auto"), ("toys", "amazon"), ("ml-1m", "movielens")])
+def test_public_data_needs_a_root_for_features_alone(name, source):
+    fields = {"data__name": name, "data__source": source}
+    assert f"{name}/features/image-facets.npz; FILE:sasrec needs none" in complaint(**fields)
+    validate(changed(**fields, model__tables="none", distill__enabled=False, model__name="sasrec"))
+
+
+@pytest.mark.parametrize(("name", "source"), [("beauty", "movielens"), ("ml-1m", "amazon"), ("planted", "amazon")])
+def test_a_public_source_has_data_sets_of_its_own(name, source):
+    assert f"not --config.data.name={name}" in complaint(data__name=name, data__source=source)
 
 
 def test_missing_and_foreign_fields_are_named():
@@ -283,16 +361,17 @@ def test_to_dict_is_plain_json():
     assert json.loads(json.dumps(nested)) == nested
 
 
-def test_the_fingerprint_ignores_only_where_the_data_lies():
+def test_the_fingerprint_ignores_where_the_data_lies_and_what_is_only_watched():
     config = default.get_config()
     before = fingerprint(config)
     assert len(before) == 64 and int(before, 16) >= 0
     assert before == fingerprint(to_dict(config)) == fingerprint(default.get_config())
     config.data.root = "elsewhere"
+    config.forgetting.num_pairs, config.forgetting.reference_workdir, config.log.tensorboard = 0, "runs/ids", True
     assert fingerprint(config) == before
 
 
-@pytest.mark.parametrize("name", [name for name in FIELDS if name != "data.root"])
+@pytest.mark.parametrize("name", [name for name in FIELDS if name not in NOT_FINGERPRINTED])
 def test_the_fingerprint_changes_with_every_other_field(name):
     other = changed(**{name.replace(".", "__"): "another value"})
     assert fingerprint(other) != fingerprint(changed())

@@ -270,9 +270,10 @@ def test_features_are_not_looked_for_where_no_modality_is_wanted(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"root": "/nowhere"}, "--config.data.root=/nowhere: has no folder 'shop'; give the one that has"),
         (
-            {"root": "/nowhere"},
-            "/shop holds none of interactions.csv, interactions.csv.gz, interactions.parquet, and this version has no TFDS",
+            {"root": "/nowhere", "name": "beauty"},  # a slip of the pen starts no download
+            "has no folder 'beauty'; give the one that has (or --config.data.source=amazon to download it)",
         ),
         (
             {"root": "/nowhere", "source": "folder", "name": "planted"},

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdsr_jax.models.student import Student, init_student
+from kdsr_jax import train
+from kdsr_jax.models.student import Facts, Student, init_student
 from kdsr_jax.objective import Objective
+from kdsr_jax.phase import PhaseRunner
 from kdsr_jax.resident import Batch
 from kdsr_jax.teacher import Teacher
 
@@ -20,6 +22,11 @@ SIGMAS = ("sigmoid", "softmax", "identity")
 MISSING = {"image": (4, 9), "text": (2,)}
 # repeats, an item missing from one modality, two short rows; the second row has most pairs
 HISTORY = np.array([[3, 4, 3, 7, 0, 0], [2, 8, 5, 1, 6, 9], [4, 9, 0, 0, 0, 0], [10, 0, 0, 0, 0, 0]], np.int32)
+
+
+def frozen():
+    """What the student knows of its items: nothing, for the teacher says whose pairs count."""
+    return {f"{name}_has_feature": jnp.ones(N + 1, bool) for name in MISSING}
 
 
 def make_student(modalities=("image", "text"), num_codes=CODES):
@@ -54,9 +61,10 @@ def teachers():
     return teachers
 
 
-def make_objective(student=None, **changes):
+def make_objective(student=None, cluster_weight=0.0, **changes):
     distill = {"lambda_score": 2.0, "lambda_code": 0.5, "temperature": TAU, "sigma": "sigmoid", "pair_budget": 0}
-    return Objective(student or make_student(), SimpleNamespace(**distill | changes), "cosine", SPLITS)
+    settings = SimpleNamespace(**distill | changes), "cosine", SPLITS
+    return Objective(student or make_student(), *settings, cluster_weight)
 
 
 def make_batch(history=HISTORY):
@@ -76,7 +84,9 @@ def compiled(sigma, budget, name="image"):
     objective = make_objective(sigma=sigma, pair_budget=budget)
 
     def both(params, teacher, history):
-        parts = objective.distillation({"params": params}, name, teacher, history, jax.random.key(2))
+        parts = objective.distillation(
+            {"params": params, "frozen": frozen()}, name, teacher, history, jax.random.key(2)
+        )
         return sum(parts), parts
 
     return jax.jit(jax.value_and_grad(both, has_aux=True))
@@ -156,7 +166,9 @@ def test_expectation_over_draws_is_the_mean_over_all_pairs(params, teachers, sig
     objective = make_objective(sigma=sigma, pair_budget=12)  # 60 places for pairs; two rows for softmax
 
     def draw(key, params, teacher):
-        return jnp.stack(objective.distillation({"params": params}, "image", teacher, jnp.asarray(HISTORY), key))
+        return jnp.stack(
+            objective.distillation({"params": params, "frozen": frozen()}, "image", teacher, jnp.asarray(HISTORY), key)
+        )
 
     draws = jax.jit(jax.vmap(draw, (0, None, None)))
     values = np.asarray(draws(jax.random.split(jax.random.key(1), 4000), params, teachers["image"]))
@@ -207,7 +219,11 @@ def test_gradients_stop_at_the_teacher(params, teachers):
     key = jax.random.key(0)
 
     def total(teacher):
-        return sum(make_objective().distillation({"params": params}, "image", teacher, jnp.asarray(HISTORY), key))
+        return sum(
+            make_objective().distillation(
+                {"params": params, "frozen": frozen()}, "image", teacher, jnp.asarray(HISTORY), key
+            )
+        )
 
     gradient = jax.jit(jax.grad(total, allow_int=True))(teachers["image"])
     assert not np.any(gradient.condensed) and not np.any(gradient.codebook)
@@ -222,7 +238,7 @@ def whole(params, teachers):
 
     def total(params, teachers, batch, lambda_score, lambda_code):
         objective = make_objective(lambda_score=lambda_score, lambda_code=lambda_code)
-        return objective(params, {}, teachers, batch, jax.random.key(3))
+        return objective(params, frozen(), teachers, batch, jax.random.key(3))
 
     step = jax.jit(jax.value_and_grad(total, has_aux=True))
 
@@ -234,7 +250,7 @@ def whole(params, teachers):
 
 def next_item_by_loops(params, batch):
     student = make_student(num_codes=0)
-    scores = jax.jit(student.apply)({"params": params}, batch.history)
+    scores = jax.jit(student.apply)({"params": params, "frozen": frozen()}, batch.history)
     scores = np.asarray(scores, np.float64).reshape(-1, N)
     losses = [
         np.log(np.exp(scores[slot]).sum()) - scores[slot][target - 1]
@@ -281,3 +297,105 @@ def test_a_batch_without_targets_and_pairs_is_zero(whole):
     (total, parts), gradient = whole(batch=make_batch(np.zeros_like(HISTORY)))
     assert total == 0 and not any(np.any(value) for value in parts.values())
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+def test_histories_and_candidates_have_dropout_of_their_own():
+    keys = {}
+
+    def apply(variables, *arguments, method, rngs):
+        keys[method] = jax.random.key_data(rngs["dropout"]).tolist()
+        return jnp.zeros((*HISTORY.shape, DIM) if method == "encode" else (HISTORY.size, N))
+
+    student = SimpleNamespace(apply=apply, predicts_clusters=False)
+    make_objective(student)({}, {}, {}, make_batch(), jax.random.key(0))
+    assert keys["encode"] != keys["score"]  # equal keys would drop equal numbers where both go through the same layers
+
+
+# --- clusters of the next item ---------------------------------------------------------------------------------------
+
+CLUSTERS = 5
+
+
+@pytest.fixture(scope="module")
+def predicting():
+    """A student that predicts clusters, and its random variables; items without the feature have no links."""
+    names = tuple(MISSING)
+    student = make_student(num_codes=0).clone(
+        clustered=names, num_clusters=CLUSTERS, cluster_links=2, predicts_clusters=True
+    )
+    rng, facts = np.random.default_rng(3), {}
+    for name, missing in MISSING.items():
+        links = np.stack([rng.permutation(CLUSTERS)[:2] for _ in range(N + 1)]).astype(np.int32)
+        covered = ~np.isin(np.arange(N + 1), [0, *missing])
+        facts[name] = Facts(covered, np.where(covered[:, None], links, -1), np.zeros((CLUSTERS, WIDTH), np.float32))
+    tables = {name: jnp.zeros((N + 1, WIDTH)) for name in names}
+    params, known = jax.jit(functools.partial(init_student, student))(jax.random.key(0), tables, facts)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params)
+    return student, params, known
+
+
+@pytest.fixture(scope="module")
+def predicted(predicting):
+    """A compiled (batch, cluster_weight) -> ((total, parts), gradient)."""
+    student, params, known = predicting
+
+    def total(params, batch, cluster_weight):
+        return make_objective(student, cluster_weight)(params, known, {}, batch, jax.random.key(3))
+
+    step = jax.jit(jax.value_and_grad(total, has_aux=True))
+    return lambda batch, cluster_weight=10.0: step(params, batch, cluster_weight)
+
+
+def clusters_by_loops(predicting, batch, name):
+    """The mean over the targets with the feature of the mean over the clusters of -log P(linked or not)."""
+    student, params, known = predicting
+    states = student.apply({"params": params, "frozen": known}, batch.history, method="encode").reshape(-1, DIM)
+    costs = []
+    for slot, target in zip(np.asarray(batch.slots), np.asarray(batch.targets), strict=True):
+        if target and target not in MISSING[name]:
+            chance = 1 / (1 + np.exp(-dense(params[f"{name}_clusters"], np.asarray(states[slot], np.float64))))
+            links = np.asarray(known[f"{name}_links"])[target]
+            costs.append(-np.mean([np.log(p if c in links else 1 - p) for c, p in enumerate(chance)]))
+    return np.mean(costs), len(costs)
+
+
+def test_clusters_of_the_next_item_equal_loops_and_add_to_the_total(predicting, predicted):
+    batch = make_batch()
+    (total, parts), _ = predicted(batch)
+    assert set(parts) == {"next_item", "clusters/image", "clusters/text"}
+    for name, count in (("image", 6), ("text", 9)):  # without an image are the targets 4, 9 and 9
+        expected, counted = clusters_by_loops(predicting, batch, name)
+        assert counted == count
+        np.testing.assert_allclose(parts[f"clusters/{name}"], expected, rtol=1e-4)
+    objective = make_objective(predicting[0], 10.0)
+    assert objective.weight("clusters/text") == 10.0 and objective.weight("next_item") == 1.0
+    weighted = sum(objective.weight(part) * value for part, value in parts.items())
+    np.testing.assert_allclose(total, weighted, rtol=1e-6)
+
+
+def test_predicting_clusters_teaches_the_whole_student_and_can_be_switched_off(predicted):
+    (total, parts), gradient = predicted(make_batch(), 0.0)
+    assert total == parts["next_item"] and parts["clusters/image"] > 0
+    _, weighted = predicted(make_batch())
+    for name in MISSING:
+        assert not np.any(gradient[f"{name}_clusters"]["kernel"]) and np.any(weighted[f"{name}_clusters"]["kernel"])
+        difference = weighted[f"{name}_embedding"]["embedding"] - gradient[f"{name}_embedding"]["embedding"]
+        read = np.unique(HISTORY[:, :-1])[1:]
+        assert set(np.flatnonzero(np.any(difference, axis=1))) <= set(read)
+        assert np.any(difference)
+
+
+def test_a_batch_without_a_target_that_has_the_feature_is_zero(predicted):
+    history = np.zeros_like(HISTORY)
+    history[0, :3] = 3, 4, 9
+    (_, parts), gradient = predicted(make_batch(history))
+    assert parts["clusters/image"] == 0 and not np.any(gradient["image_clusters"]["kernel"])
+    assert parts["clusters/text"] > 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_a_phase_weighs_clusters_as_the_config_says(tiny):
+    run = train.prepare(tiny("model.cluster_weight=3", "model.num_clusters=4", "model.tables=none", variant=":difsr"))
+    assert run.student.predicts_clusters and run.student.clustered == ("image",) and not run.student.modalities
+    objective = PhaseRunner(run, train.refit_phase(run, 1), None)._trainer.objective
+    assert objective.weight("clusters/image") == 3.0

@@ -16,7 +16,8 @@ EPSILON = 1e-8
 
 
 def settings(**changes):
-    defaults = {"learning_rate": 0.01, "weight_decay": 0.0, "clip_norm": 0.0, "ramp_epochs": 2, "ramp_start": 0.1}
+    defaults = {"learning_rate": 0.01, "weight_decay": 0.0, "clip_norm": 0.0}
+    defaults |= {"ramp_epochs": 2, "ramp_start": 0.1, "ramp_end": 1.0}
     return SimpleNamespace(**defaults | changes)
 
 
@@ -77,6 +78,8 @@ def test_ramp_starts_where_it_is_told_and_never_falls():
 @pytest.mark.parametrize("step", [0, 1, 1000])
 def test_no_ramp_is_the_full_rate_at_once(step):
     assert embedding_ramp(0.02, 0)(step) == 0.02
+    assert embedding_ramp(0.02, 0, end=0.25)(step) == 0.005  # the official code's
+    assert embedding_ramp(0.02, 100, start=0.1, end=0.5)(500) == pytest.approx(0.01)
 
 
 def test_ramp_is_counted_in_epochs():

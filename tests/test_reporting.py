@@ -77,12 +77,29 @@ def test_progress_on_a_terminal_shows_phase_epoch_speed_and_losses(monkeypatch, 
         assert part in shown
 
 
+@pytest.mark.parametrize("text", ["[Director's Cut]", "[/]", "[/red]", "a :smile: b", "[link=http://x]y[/link]"])
+def test_nothing_is_markup_wherever_it_stands(monkeypatch, capsys, wide, text):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    reporting.print_metrics({text: {text: 1.0}}, text)
+    assert capsys.readouterr().out.count(text) == 3
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with reporting.EpochProgress(text, 2, 3, 2, {f"hr@5 {text}": 1.0}) as progress:
+        progress.advance(10, {text: 1.5})
+    shown = terminal.getvalue()
+    assert f"{text} epoch 2" in shown and f"{text} 1.5" in shown and f"hr@5 {text} 1.00" in shown
+
+
 def test_result_of_the_validation_protocol(capsys, wide):
     reporting.print_result(RESULT | {"validation": METRICS | {"coverage@20": 50.0}}, "runs/[red]a")
     out, err = capsys.readouterr()
     assert err == "" and "validation" in out and "test" in out and "paper" not in out
     assert "epoch 4 chosen on validation, 1,234 parameters, 10 s training, 2 s evaluation on 1 x cpu" in out
-    assert out.endswith("run: runs/[red]a\n")
+    assert out.endswith("run: runs/[red]a\nreport: runs/[red]a/report.html\n")
     rows = [[cell.strip() for cell in row.split("│")[1:-1]] for row in out.splitlines()]
     assert ["coverage@20", "50.0000", "25.0000"] in rows and ["mrr@20", "0.5000", "0.5000"] in rows
 

@@ -11,6 +11,7 @@ from scipy.stats import chisquare
 
 from configs.default import get_config
 from kdsr_jax import teacher as teaching
+from kdsr_jax.cache import cache_folder
 from kdsr_jax.errors import UserError
 from kdsr_jax.models import autoencoder
 from kdsr_jax.teacher import Teacher, balanced_order, draw_pairs, fit_teacher, fit_teachers, pair_correlations, rotate
@@ -354,9 +355,9 @@ def test_a_cache_that_cannot_be_written_does_no_harm(features, tmp_path, fitted)
 def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("KDSR_CACHE", raising=False)
-    assert teaching.cache_folder() == tmp_path / "kdsr_jax"
+    assert cache_folder() == tmp_path / "kdsr_jax"
     monkeypatch.setenv("KDSR_CACHE", str(tmp_path / "own"))
-    assert teaching.cache_folder() == tmp_path / "own"
+    assert cache_folder() == tmp_path / "own"
 
 
 @pytest.mark.parametrize("value", [1.0, 1e25])

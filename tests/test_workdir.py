@@ -1,6 +1,10 @@
 """The folder of a run: whose it is, that one process at a time works in it, and that nothing in it is half written."""
 
+import errno
+import gc
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from kdsr_jax import cli
+from kdsr_jax import cli, workdir
 from kdsr_jax.config import fingerprint
 from kdsr_jax.errors import UserError
 from kdsr_jax.workdir import Workdir
@@ -170,6 +174,99 @@ def test_log_is_cut_behind_an_epoch_of_a_phase(tmp_path, config, phase, epoch, k
         folder.log(phase=phase, epoch=epoch + 1)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [(line["phase"], line["epoch"]) for line in lines] == [*kept, (phase, epoch + 1)]
+
+
+TORN = [
+    b'{"phase": "refit", "epo',
+    b'{"phase": "refit", "epo{"phase": "refit", "epoch": 3}',  # a full disk, and on with another line
+    b"",
+    bytes(512),  # a sector that never reached the disk
+    b"\xff\xfe",
+    b"[]",
+    b"7",
+    b'{"epoch": 1}',
+    b'{"phase": "other", "epoch": 1}',
+    b'{"phase": "refit", "epoch": null}',
+    b"[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("torn", TORN, ids=range(len(TORN)))
+def test_torn_lines_of_the_log_are_dropped(tmp_path, config, torn):
+    with Workdir(tmp_path, config) as folder:
+        folder.log(phase="refit", epoch=1)
+        with open(tmp_path / "metrics.jsonl", "ab") as file:
+            file.write(torn + b"\n")
+        folder.log(phase="refit", epoch=2)
+        folder.truncate_log("refit", 9)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"phase": "refit", "epoch": epoch} for epoch in (1, 2)]
+
+
+class FullDisk(io.FileIO):
+    """A file that takes a few bytes more."""
+
+    room = 30
+
+    def write(self, content):
+        """Write what there is room for."""
+        super().write(bytes(content)[: self.room])
+        if len(content) > self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return len(content)
+
+
+def full_disk(name, mode, **_):
+    file = FullDisk(name, mode.replace("b", ""))
+    return file if "b" in mode else io.TextIOWrapper(file, write_through=True)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_full_disk_leaves_what_was_there(tmp_path, config, monkeypatch):
+    with Workdir(tmp_path, config) as folder:
+        folder.write_json("result.json", {"test": 1})
+        folder.write_arrays("ranks.npz", rank=np.arange(3))
+        folder.log(phase="select", epoch=1)
+        before = {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()}
+        monkeypatch.setattr(workdir, "open", full_disk, raising=False)
+        for write in (
+            lambda: folder.write_json("result.json", {"test": list(range(100))}),
+            lambda: folder.write_json("selection.json", {"test": list(range(100))}),
+            lambda: folder.write_arrays("ranks.npz", rank=np.arange(9)),
+            lambda: folder.log(phase="select", epoch=2, losses={"loss": 1 / 3}),
+        ):
+            with pytest.raises(UserError, match=r"/\w+\.\w+: cannot be written \(No space left on device\)"):
+                write()
+        gc.collect()
+        monkeypatch.undo()
+        folder.truncate_log("select", 2)
+        assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
+
+
+def test_a_disk_that_is_full_at_the_start_is_left_empty_and_unlocked(tmp_path, config, monkeypatch):
+    monkeypatch.setattr(workdir, "open", full_disk, raising=False)
+    with pytest.raises(UserError, match=r"config\.json: cannot be written \(No space left on device\)"):
+        Workdir(tmp_path / "runs" / "a", config)
+    assert names(tmp_path) == []
+    monkeypatch.undo()
+    with Workdir(tmp_path / "runs" / "a", config):
+        pass
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "loop"])
+def test_impossible_names_are_refused(tmp_path, config, name):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match="--workdir="):
+        Workdir(tmp_path / name, config)
+    assert names(tmp_path) == ["loop"]
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "\ud800", '{"config": {"train": 5, "new": null}}'])
+def test_a_strange_config_is_refused(tmp_path, config, content):
+    (tmp_path / "config.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(UserError):
+        Workdir(tmp_path, config)
+    assert names(tmp_path) == ["config.json"]
 
 
 def test_copy_of_a_run_is_a_run(tmp_path, config):

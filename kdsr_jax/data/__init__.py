@@ -1,15 +1,22 @@
 """Data: from files or a generator to numbered interactions, aligned features, windows and batches. No jax here."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from kdsr_jax.catalogue import PUBLIC, names_of
 from kdsr_jax.data.features import Features, align_features, load_features
-from kdsr_jax.data.interactions import Interactions, build_interactions
-from kdsr_jax.data.sources import folder, planted
+from kdsr_jax.data.interactions import Interactions
+from kdsr_jax.data.prepared import load_prepared
+from kdsr_jax.data.sources import amazon, folder, movielens, planted
+from kdsr_jax.data.sources.base import Source, items_by_index
 from kdsr_jax.errors import UserError
 
 __all__ = ["Dataset", "load_dataset"]
+
+_BUILDERS = {"movielens": movielens, "amazon": amazon}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,51 +41,86 @@ class Dataset:
 def load_dataset(data, modalities: Iterable[str] | None = None) -> Dataset:
     """Load what the data part of a config names.
 
-    With `source` "auto", a folder `<root>/<name>/` that holds an interactions file is read; otherwise the name
-    "planted" is the embedded shop.
+    With `source` "auto", a folder `<root>/<name>/` that holds an interactions file is read; otherwise the name "planted"
+    is the embedded shop, and the name of a public data set is that one, downloaded or from `manual_dir`, its features
+    still from `<root>/<name>/features/`. A root that is given but has no such folder is an error, not a download.
 
     Args:
-        data: the config's `data` group; `name`, `source`, `root`, `k_core`, `modalities` and `planted` (a mapping, for
-            the planted source only) are read; `config.validate` has checked them.
+        data: the config's `data` group; `name`, `source`, `root`, `k_core`, `modalities`, `planted` (a mapping, for the
+            planted source only) and `manual_dir` (for public data sets only) are read; `config.validate` has checked them.
         modalities: what to load instead of `data.modalities`; () where a model uses no features.
 
     Returns:
         The data set.
 
     Raises:
-        UserError: there is no such data set, or its files break the format.
+        UserError: there is no such data set, it cannot be downloaded, or its files break the format.
     """
     wanted = data.modalities if modalities is None else modalities
     entries = {entry.partition("-")[0]: entry for entry in wanted}
-    if _choose_source(data) == "planted":
+    kind, place = _choose_source(data), Path(data.root) / data.name
+    if kind == "planted":
         return _load_planted(data, entries)
-    place = Path(data.root) / data.name
-    interactions = build_interactions(folder.load_log(place), data.k_core)
+    if kind == "folder":
+        source = folder.find(place)
+    else:
+        _require_features(data, place, entries)
+        source = _BUILDERS[kind].find(data.name, data.manual_dir)
+    interactions, items = load_prepared(data.name, source, data.k_core)
     features = {
         modality: load_features(place / "features" / f"{entry}.npz", interactions.item_ids)
         for modality, entry in entries.items()
     }
-    return Dataset(data.name, interactions, features, folder.load_items(place, interactions.item_ids))
+    return Dataset(data.name, interactions, features, items)
 
 
 def _choose_source(data) -> str:
-    """Return "folder" or "planted"."""
+    """Return "folder", "planted", "movielens" or "amazon"."""
     place = Path(data.root) / data.name
     # An empty root names no folder: the working directory is never searched by accident.
-    if data.source != "planted" and data.root and folder.find_log(place):
+    if data.source in ("auto", "folder") and data.root and folder.find_log(place):
         return "folder"
-    if data.source != "folder" and "planted" in (data.source, data.name):
+    if data.source == "planted" or (data.source, data.name) == ("auto", "planted"):
         return "planted"
+    if data.source == "auto" and data.root and not place.is_dir():
+        named = f" (or --config.data.source={PUBLIC[data.name]} to download it)" if data.name in PUBLIC else ""
+        raise UserError(f"--config.data.root={data.root}: has no folder {data.name!r}; give the one that has{named}")
+    if data.source != "folder" and data.name in PUBLIC and data.source in ("auto", PUBLIC[data.name]):
+        return PUBLIC[data.name]
+    if data.source in _BUILDERS:
+        have = ", ".join(names_of(data.source))
+        raise UserError(f"--config.data.name={data.name}: the source {data.source} has no such data set; it has {have}")
     missing = f"no data set {data.name!r}: {place} holds none of {', '.join(folder.LOG_NAMES)}"
     if data.source == "auto":
-        missing += ", and this version has no TFDS builder of that name (builders come later)"
+        missing += f", and this version has no TFDS builder of that name (it has {', '.join(PUBLIC)})"
     raise UserError(missing)
+
+
+def _require_features(data, place: Path, entries: dict[str, str]) -> None:
+    """Raise where a public data set lacks features, before it is downloaded for nothing."""
+    for entry in entries.values():
+        path = place / "features" / f"{entry}.npz"
+        if not data.root or not path.is_file():
+            where = f"{path}: no such features file" if data.root else "--config.data.root is missing"
+            raise UserError(
+                f"{where}; the public data set {data.name!r} comes without features: give the folder that holds "
+                f"{data.name}/features/{entry}.npz with --config.data.root, or ask for none with --config.data.modalities="
+            )
 
 
 def _load_planted(data, entries: dict[str, str]) -> Dataset:
     """Generate the planted shop and bring it into the form of every other data set."""
     shop = planted.generate(**data.planted)
-    interactions = build_interactions(shop.log, data.k_core)
+    metadata = {item["item_id"]: item for item in shop.items}
+    # The shop is generated in any case, for its features and its truth.
+    source = Source(
+        "planted",
+        str(sorted(dict(data.planted).items())),
+        _shop_digest(shop),
+        lambda: shop.log,
+        lambda item_ids: items_by_index(metadata, item_ids),
+    )
+    interactions, items = load_prepared(data.name, source, data.k_core)
     features = {}
     for modality, entry in entries.items():
         if modality not in shop.raw_features:
@@ -86,6 +128,12 @@ def _load_planted(data, entries: dict[str, str]) -> Dataset:
             raise UserError(f"--config.data.modalities: the planted shop has no {entry!r}; it has: {have}")
         file_ids, values = shop.raw_features[modality]
         features[modality] = align_features(file_ids, values, interactions.item_ids, f"planted shop, {entry}")
-    metadata = {item["item_id"]: item for item in shop.items}
-    items = [metadata.get(item_id, {}) for item_id in interactions.item_ids.tolist()]
     return Dataset(data.name, interactions, features, items, shop)
+
+
+def _shop_digest(shop: planted.PlantedShop) -> str:
+    """Return the sha256 of a generated shop's log and items."""
+    digest = hashlib.sha256(json.dumps(shop.items).encode())
+    for column in dataclasses.astuple(shop.log):
+        digest.update(column.tobytes())
+    return digest.hexdigest()

@@ -2,12 +2,11 @@
 
 import dataclasses
 import logging
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from kdsr_jax.data.arrays import read_arrays
 from kdsr_jax.errors import UserError
 
 _logger = logging.getLogger("kdsr_jax")
@@ -43,7 +42,7 @@ def load_features(path: str | Path, item_ids: np.ndarray) -> Features:
     if not path.is_file():
         have = ", ".join(sorted(entry.stem for entry in path.parent.glob("*.npz"))) or "none"
         raise UserError(f"{path}: no such features file; available in that folder: {have}")
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path, ("item_id", "features"))
     return align_features(arrays["item_id"], arrays["features"], item_ids, str(path))
 
 
@@ -84,23 +83,6 @@ def align_features(file_ids: np.ndarray, values: np.ndarray, item_ids: np.ndarra
     aligned[has_feature] = values[order[place[has_feature]]]
     _report_coverage(covered, len(item_ids) - 1, len(file_ids), where)
     return Features(aligned, has_feature)
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read the two arrays of a features file, never unpickling anything."""
-    try:
-        # Opened here because np.load leaves a broken file open.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            names = set(getattr(archive, "files", ()))
-            missing = sorted({"item_id", "features"} - names)
-            if missing:
-                have = ", ".join(sorted(names)) or "none"
-                raise UserError(f"{path}: array {missing[0]!r} is missing; the file has: {have}")
-            return {name: archive[name] for name in ("item_id", "features")}
-    except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        if "pickle" in str(error) and zipfile.is_zipfile(path):
-            raise UserError(f"{path}: it holds pickled (object) arrays, which are not read; save plain ones") from None
-        raise UserError(f"{path}: not a readable .npz file ({error})") from None
 
 
 def _checked(file_ids: np.ndarray, values: np.ndarray, where: str) -> np.ndarray:

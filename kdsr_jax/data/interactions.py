@@ -1,8 +1,9 @@
 """From a raw log to numbered users and items: iterative k-core, id maps, the 80/20 split and its statistics."""
 
+import array
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -43,12 +44,14 @@ class Interactions:
         offsets: [U + 1] int64, where each user's history begins and ends.
         user_ids: [U] unicode, raw user ids in lexicographic order.
         item_ids: [N + 1] unicode, raw item ids in lexicographic order; entry 0 is "".
+        timestamps: [n] int64 or float64, when each of `items` was taken; None where the source has no times.
     """
 
     items: np.ndarray
     offsets: np.ndarray
     user_ids: np.ndarray
     item_ids: np.ndarray
+    timestamps: np.ndarray | None = None
 
     @property
     def num_users(self) -> int:
@@ -64,6 +67,18 @@ class Interactions:
     def lengths(self) -> np.ndarray:
         """Length of each user's history, [U] int64."""
         return np.diff(self.offsets)
+
+
+def log_from_rows(rows: Iterable[tuple[str, str, int]]) -> RawLog:
+    """Collect rows of raw user id, raw item id and time, a whole number of 63 bits, into a log in their order."""
+    users, items = {}, {}
+    columns = array.array("i"), array.array("i"), array.array("q")
+    for user, item, time in rows:
+        columns[0].append(users.setdefault(user, len(users)))
+        columns[1].append(items.setdefault(item, len(items)))
+        columns[2].append(time)
+    codes = [np.array(column, kind) for column, kind in zip(columns, (np.int32, np.int32, np.int64), strict=True)]
+    return RawLog(codes[0], codes[1], np.array(list(users), dtype=str), np.array(list(items), dtype=str), codes[2])
 
 
 def build_interactions(log: RawLog, k_core: int) -> Interactions:
@@ -101,6 +116,7 @@ def build_interactions(log: RawLog, k_core: int) -> Interactions:
         offsets=offsets,
         user_ids=user_ids,
         item_ids=np.concatenate([np.array([""], item_ids.dtype), item_ids]),
+        timestamps=None if timestamps is None else timestamps[order],
     )
     _require_training_pairs(interactions)
     return interactions
@@ -164,7 +180,7 @@ def _number(codes: np.ndarray, names: np.ndarray) -> tuple[np.ndarray, np.ndarra
     used = used[np.argsort(names[used])]
     number_of = np.zeros(len(names), np.int64)
     number_of[used] = np.arange(len(used))
-    return number_of[codes], names[used]
+    return number_of[codes], np.array(names[used].tolist())  # no wider than the longest name that is left
 
 
 def _warn_of_duplicates(users: np.ndarray, items: np.ndarray, timestamps: np.ndarray | None) -> None:

@@ -1,11 +1,19 @@
 """Tables of item ids and modalities, and their fusion into one vector per item (paper Section 3.1, Feature Encoding)."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 INITIALIZER = nn.initializers.normal(0.02)
 FUSIONS = ("gate", "concat", "sum")
+
+
+def uniform(dim):
+    """Return the initializer U(-1/sqrt(dim), 1/sqrt(dim)) of the graph models, whatever the shape."""
+    bound = dim**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class ItemTable(nn.Module):
@@ -15,19 +23,19 @@ class ItemTable(nn.Module):
       num_items: N; the table has N + 1 rows.
       width: columns.
       trainable: False keeps the rows in the variable collection "frozen", out of the optimizer's sight.
-      random: True draws N(0, 0.02^2); False starts at zero, to be filled from the condensed features.
+      initializer: of the rows; zeros where they are filled from the condensed features later.
     """
 
     num_items: int
     width: int
     trainable: bool = True
-    random: bool = True
+    initializer: Callable = INITIALIZER
 
     def setup(self):
         """Make the table: a parameter if it is trained, else a variable of the collection "frozen"."""
         shape = (self.num_items + 1, self.width)
         if self.trainable:
-            self.embedding = self.param("embedding", _table_init if self.random else nn.initializers.zeros, shape)
+            self.embedding = self.param("embedding", lambda *a: self.initializer(*a).at[0].set(0.0), shape)
         else:
             self.embedding = self.variable("frozen", "embedding", jnp.zeros, shape).value
 
@@ -43,10 +51,6 @@ class ItemTable(nn.Module):
         return self.embedding[item_ids] * (item_ids > 0)[..., None]
 
 
-def _table_init(key, shape):
-    return INITIALIZER(key, shape).at[0].set(0.0)
-
-
 class Fusion(nn.Module):
     """Fuse an item's id vector and its modality vectors into one vector of width dim (models.md 2.3 and 2.11).
 
@@ -55,11 +59,13 @@ class Fusion(nn.Module):
       kind: "gate": softmax over the vectors of a shared MLP dim -> dim -> 1, weighted sum; "concat": one linear map of
         their concatenation; "sum".
       project: True maps every modality vector linearly to dim first; this also happens when its width is not dim.
+      initializer: of the kernels of gate and concat.
     """
 
     dim: int
     kind: str = "gate"
     project: bool = False
+    initializer: Callable = INITIALIZER
 
     @nn.compact
     def __call__(self, vectors):
@@ -71,19 +77,24 @@ class Fusion(nn.Module):
         Returns:
           [..., dim] float32. With a single vector there is nothing to weigh and it is returned as it is.
         """
-        vectors = [self._to_dim(name, vector) for name, vector in vectors.items()]
+        vectors = [
+            vector if name == "item" else to_width(vector, self.dim, f"project_{name}", always=self.project)
+            for name, vector in vectors.items()
+        ]
         if len(vectors) == 1:
             return vectors[0]
         if self.kind == "concat":
-            return nn.Dense(self.dim, kernel_init=INITIALIZER, name="concat")(jnp.concatenate(vectors, axis=-1))
+            return nn.Dense(self.dim, kernel_init=self.initializer, name="concat")(jnp.concatenate(vectors, axis=-1))
         stacked = jnp.stack(vectors, axis=-2)
         if self.kind == "sum":
             return stacked.sum(-2)
-        hidden = nn.relu(nn.Dense(self.dim, kernel_init=INITIALIZER, name="gate_hidden")(stacked))
-        weights = jax.nn.softmax(nn.Dense(1, kernel_init=INITIALIZER, name="gate_out")(hidden), axis=-2)
+        hidden = nn.relu(nn.Dense(self.dim, kernel_init=self.initializer, name="gate_hidden")(stacked))
+        weights = jax.nn.softmax(nn.Dense(1, kernel_init=self.initializer, name="gate_out")(hidden), axis=-2)
         return (weights * stacked).sum(-2)
 
-    def _to_dim(self, name, vector):
-        if name == "item" or not (self.project or vector.shape[-1] != self.dim):
-            return vector
-        return nn.Dense(self.dim, kernel_init=INITIALIZER, name=f"project_{name}")(vector)
+
+def to_width(vector, width, name, always=False):
+    """Map vectors [..., w] linearly to [..., width] where w differs, or always; the layer belongs to the calling module."""
+    if vector.shape[-1] == width and not always:
+        return vector
+    return nn.Dense(width, kernel_init=INITIALIZER, name=name)(vector)

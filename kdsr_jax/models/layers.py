@@ -1,4 +1,7 @@
-"""The post-norm causal Transformer layer that the attention backbones share (models.md 3.2)."""
+"""The post-norm Transformer layer that the attention backbones share, and its parts (models.md 3.2).
+
+A mask says what may be read: ``causal_mask`` for the models that are trained on all positions.
+"""
 
 import flax.linen as nn
 import jax
@@ -23,38 +26,86 @@ def causal_mask(valid):
     return jnp.tril(jnp.ones((length, length), bool))[None, None] & valid[:, None, None, :]
 
 
-class CausalSelfAttention(nn.Module):
-    """Multi-head scaled dot-product attention; dropout on the weights, after the softmax.
+def query_key_scores(x, width, num_heads, suffix=""):
+    """Compare every position with every other one, head by head; the projections belong to the calling module.
 
     The key projection has no bias: a key bias shifts every score of a query alike, so its true gradient is zero and Adam
     would only amplify rounding noise.
+
+    Args:
+      x: [B, L, w] float32.
+      width: of the queries and keys of all heads together, divisible by num_heads.
+      num_heads: H.
+      suffix: of the names of the projections, "query" and "key".
+
+    Returns:
+      [B, H, L, L] float32 (batch, heads, query, key), neither scaled nor masked.
     """
+    query = nn.Dense(width, kernel_init=INITIALIZER, name=f"query{suffix}")(x)
+    key = nn.Dense(width, use_bias=False, kernel_init=INITIALIZER, name=f"key{suffix}")(x)
+    return jnp.einsum("bqhd,bkhd->bhqk", _split_heads(query, num_heads), _split_heads(key, num_heads))
+
+
+def attend(scores, values, mask, drop):
+    """Mix values by the softmax of their scores; dropout acts on the weights, after the softmax.
+
+    Args:
+      scores: [B, H, L, L] float32 (batch, heads, query, key).
+      values: [B, L, dim] float32, split evenly among the heads.
+      mask: bool, broadcast against scores, True where a query may read a key; a query that may read none gets finite,
+        meaningless values.
+      drop: dropout for the weights.
+
+    Returns:
+      [B, L, dim] float32.
+    """
+    weights = drop(jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1))
+    mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, _split_heads(values, scores.shape[1]))
+    return mixed.reshape(values.shape)
+
+
+def finish_layer(x, attended, drop):
+    """Finish a post-norm layer: residual and norm of what was attended to, then of a feed-forward block, exact GELU.
+
+    Args:
+      x: [B, L, dim] float32, the layer's input.
+      attended: [B, L, dim] float32, what its attention made of it.
+      drop: dropout for both residual branches.
+
+    Returns:
+      [B, L, dim] float32. The layers belong to the calling module; the inner width is 2 dim.
+    """
+    dim = x.shape[-1]
+    x = layer_norm("attention_norm")(x + drop(attended))
+    inner = nn.Dense(2 * dim, kernel_init=INITIALIZER, name="inner")(x)
+    outer = nn.Dense(dim, kernel_init=INITIALIZER, name="outer")(nn.gelu(inner, approximate=False))
+    return layer_norm("outer_norm")(x + drop(outer))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head scaled dot-product attention."""
 
     dim: int
     num_heads: int
     dropout: float
 
     @nn.compact
-    def __call__(self, x, mask, deterministic):
+    def __call__(self, x, mask, deterministic, context=None):
         """Attend.
 
         Args:
-          x: [B, L, dim] float32.
+          x: [B, L, dim] float32, read by the values.
           mask: [B, 1, L, L] bool, True where a query may read a key.
           deterministic: True switches dropout off.
+          context: [B, L, width] float32, read by queries and keys; None for x itself.
 
         Returns:
           [B, L, dim] float32.
         """
-        shape = (*x.shape[:2], self.num_heads, self.dim // self.num_heads)
-        query, value = (
-            nn.Dense(self.dim, kernel_init=INITIALIZER, name=n)(x).reshape(shape) for n in ("query", "value")
-        )
-        key = nn.Dense(self.dim, use_bias=False, kernel_init=INITIALIZER, name="key")(x).reshape(shape)
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / jnp.sqrt(shape[-1])
-        weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
-        weights = nn.Dropout(self.dropout, deterministic=deterministic)(weights)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
+        scores = query_key_scores(x if context is None else context, self.dim, self.num_heads)
+        value = nn.Dense(self.dim, kernel_init=INITIALIZER, name="value")(x)
+        drop = nn.Dropout(self.dropout, deterministic=deterministic)
+        mixed = attend(scores / jnp.sqrt(self.dim // self.num_heads), value, mask, drop)
         return nn.Dense(self.dim, kernel_init=INITIALIZER, name="out")(mixed)
 
 
@@ -67,14 +118,18 @@ class TransformerLayer(nn.Module):
     attention_dropout: float
 
     @nn.compact
-    def __call__(self, x, mask, deterministic):
-        """Apply the layer to x [B, L, dim] under mask [B, 1, L, L]; returns [B, L, dim]."""
+    def __call__(self, x, mask, deterministic, context=None):
+        """Apply the layer to x [B, L, dim] under mask [B, 1, L, L]; returns [B, L, dim].
+
+        Queries and keys are read from context [B, L, width], or from x where it is None.
+        """
         drop = nn.Dropout(self.hidden_dropout, deterministic=deterministic)
-        attended = CausalSelfAttention(self.dim, self.num_heads, self.attention_dropout, name="attention")
-        x = layer_norm("attention_norm")(x + drop(attended(x, mask, deterministic)))
-        inner = nn.Dense(2 * self.dim, kernel_init=INITIALIZER, name="inner")(x)
-        outer = nn.Dense(self.dim, kernel_init=INITIALIZER, name="outer")(nn.gelu(inner, approximate=False))
-        return layer_norm("outer_norm")(x + drop(outer))
+        attention = SelfAttention(self.dim, self.num_heads, self.attention_dropout, name="attention")
+        return finish_layer(x, attention(x, mask, deterministic, context), drop)
+
+
+def _split_heads(x, num_heads):
+    return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
 
 
 def layer_norm(name):

@@ -1,4 +1,4 @@
-"""The training losses: next item, L_S (Eq. 3), L_C (Eq. 5) and their sum (Eq. 7), as masked means.
+"""The training losses: next item, L_S (Eq. 3), L_C (Eq. 5) and their sum (Eq. 7), clusters, and contrasts of a warm-up.
 
 Masked entries take no part: whatever they hold, NaN and infinities included, the loss and its gradients are those of
 the valid entries alone, and both are 0 where nothing is valid.
@@ -10,8 +10,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
+_MASKED = -1e30  # a logit that is finite and never matters
 
-def _masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+
+def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return the mean of values over the entries where mask, of the same shape, is True; 0 if it nowhere is."""
     return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
@@ -57,7 +60,7 @@ def holistic_loss(
         teacher, student = _masked_softmax(teacher, mask), _masked_softmax(student, mask)
     elif sigma != "identity":
         raise ValueError(f"sigma={sigma!r} is not one of sigmoid, softmax, identity")
-    return _masked_mean((teacher - student) ** 2, mask)
+    return masked_mean((teacher - student) ** 2, mask)
 
 
 @jax.custom_vjp
@@ -68,7 +71,7 @@ def _cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> ja
 def _cross_entropy_forward(logits, targets, mask):
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return _masked_mean(normaliser - target_logits, mask), (logits, normaliser, targets, mask)
+    return masked_mean(normaliser - target_logits, mask), (logits, normaliser, targets, mask)
 
 
 def _cross_entropy_backward(saved, cotangent):
@@ -123,6 +126,44 @@ def next_item_loss(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> ja
     """
     _check_classes(logits, targets, mask)
     return _cross_entropy(logits, targets, mask)
+
+
+def cluster_loss(logits: jax.Array, links: jax.Array) -> jax.Array:
+    """Return the loss of predicting which clusters an item is linked to, DIF-SR's auxiliary task on one example.
+
+    Args:
+      logits: [C] float, one for each cluster.
+      links: [k] int32, the item's clusters 0..C-1; -1 is no link.
+
+    Returns:
+      Scalar >= 0 in nats: the binary cross-entropies of the logits against linked or not, their mean over the clusters.
+    """
+    chex.assert_rank([logits, links], 1)
+    linked = jnp.any(links[:, None] == jnp.arange(logits.shape[0])[None], axis=0)
+    return jnp.mean(jax.nn.softplus(jnp.where(linked, -logits, logits)))
+
+
+def contrastive_loss(first: jax.Array, second: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return the symmetric InfoNCE of two views of M items: each view of an item is to find the other one of the same item.
+
+    Args:
+      first: [M, d] float, one view of every item.
+      second: [M, d] float, the other view; products of rows are logits, so a temperature is in one of the views.
+      mask: [M] bool, True at the items that take part, as one to be found and as one to be told apart.
+
+    Returns:
+      Scalar >= 0 in nats: the cross-entropies of finding second by first and first by second, their mean, over the items
+      that take part; 0 if there are none, or only one. Masked items take no part.
+
+    Gradient: to both views, reverse mode only.
+    """
+    chex.assert_rank([first, second, mask], [2, 2, 1])
+    chex.assert_equal_shape([first, second])
+    first, second = (jnp.where(mask[:, None], view, 0.0) for view in (first, second))
+    logits = jnp.where(mask[None], first @ second.T, _MASKED)
+    backward = jnp.where(mask[None], second @ first.T, _MASKED)
+    own = jnp.arange(mask.shape[0])
+    return (next_item_loss(logits, own, mask) + next_item_loss(backward, own, mask)) / 2
 
 
 def _sum_parts(parts: jax.Array | Mapping[str, jax.Array]) -> jax.Array:

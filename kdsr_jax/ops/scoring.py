@@ -13,8 +13,8 @@ def _check_pair(x: jax.Array, y: jax.Array) -> None:
     chex.assert_equal_shape([x, y])
 
 
-def _unit(vector: jax.Array) -> jax.Array:
-    """Scale a vector to length 1; a zero vector stays zero, and so does its gradient."""
+def unit(vector: jax.Array) -> jax.Array:
+    """Scale a vector [d] of any scale to length 1; a zero vector stays zero, and so does its gradient."""
     # A direction does not depend on scale, so dividing by the (constant) largest entry first changes neither value
     # nor gradient, and keeps the squares of very large and very small entries in range.
     scale = jax.lax.stop_gradient(jnp.max(jnp.abs(vector), initial=0.0))
@@ -39,7 +39,7 @@ def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
     Gradient: 0 with respect to both vectors if either is zero (a padding row is a zero vector).
     """
     _check_pair(x, y)
-    return jnp.sum(_unit(x) * _unit(y))
+    return jnp.sum(unit(x) * unit(y))
 
 
 def dot(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Losses: hand-worked values, gradients, masks, and independence of flax."""
 
+import functools
 import math
 import subprocess
 import sys
@@ -260,6 +261,110 @@ def test_shapes_that_do_not_fit_are_refused():
         losses.next_item_loss(jnp.ones((2, 5)), jnp.ones(3, jnp.int32), jnp.ones(3, bool))
     with pytest.raises(AssertionError):
         losses.holistic_loss(jnp.ones(3), jnp.ones(3), jnp.ones((3, 1), bool), temperature=1.0)
+
+
+# --- clusters --------------------------------------------------------------------------------------------------------
+
+
+def test_cluster_loss_and_its_gradient_by_hand():
+    # Logits 0, log 3, -log 3 are probabilities 1/2, 3/4, 1/4. Linked to clusters 1 and 2, the costs are log 2 (not
+    # linked), log 4/3 and log 4, together log 32/3. Gradient: (probabilities - linked) / 3.
+    logits, links = jnp.array([0.0, math.log(3.0), -math.log(3.0)]), jnp.array([2, -1, 1])
+    value, gradient = jax.value_and_grad(losses.cluster_loss)(logits, links)
+    np.testing.assert_allclose(value, math.log(32 / 3) / 3, rtol=1e-6)
+    np.testing.assert_allclose(gradient, [1 / 6, -1 / 12, -1 / 4], rtol=1e-5)
+    check_grads(lambda logits: losses.cluster_loss(logits, links), (logits,), order=1, atol=1e-2, rtol=1e-2)
+
+
+def test_cluster_loss_counts_a_cluster_once_and_no_link_not_at_all():
+    logits = jnp.array([0.5, -1.0, 2.0, 0.0])
+    once = losses.cluster_loss(logits, jnp.array([3]))
+    assert losses.cluster_loss(logits, jnp.array([3, 3, -1])) == once
+    nothing = np.mean(np.log1p(np.exp(np.asarray(logits))))
+    np.testing.assert_allclose(losses.cluster_loss(logits, jnp.array([-1, -1])), nothing, rtol=1e-6)
+
+
+def test_cluster_loss_of_large_logits_does_not_overflow():
+    value, gradient = jax.value_and_grad(losses.cluster_loss)(jnp.array([1e4, -1e4]), jnp.array([1]))
+    assert value == 1e4
+    np.testing.assert_array_equal(gradient, [0.5, -0.5])
+
+
+def test_cluster_loss_under_jit_and_vmap():
+    rng = np.random.default_rng(4)
+    logits, links = rng.normal(size=(6, 5)).astype(np.float32), rng.integers(-1, 5, (6, 2)).astype(np.int32)
+    eager = np.stack([losses.cluster_loss(*row) for row in zip(logits, links, strict=True)])
+    np.testing.assert_allclose(jax.jit(jax.vmap(losses.cluster_loss))(logits, links), eager, rtol=1e-5)
+    with pytest.raises(AssertionError):
+        losses.cluster_loss(logits, links)  # one example only
+
+
+def test_masked_mean_of_nothing_is_zero():
+    assert losses.masked_mean(jnp.array([1.0, jnp.nan, 3.0]), jnp.array([True, False, True])) == 2.0
+    assert losses.masked_mean(jnp.array([jnp.nan]), jnp.array([False])) == 0.0
+
+
+# --- contrastive -----------------------------------------------------------------------------------------------------
+
+
+contrastive = jax.jit(losses.contrastive_loss)
+contrastive_slope = jax.jit(jax.value_and_grad(losses.contrastive_loss, (0, 1)))
+
+
+def views(seed):
+    return np.random.default_rng(seed).normal(size=(2, 5, 3)).astype(np.float32)
+
+
+def test_contrastive_loss_by_hand():
+    # Logits [[2, 0], [1, 3]]. Rows: log(1 + e^-2) twice. Columns: log(1 + e^-1) and log(1 + e^-3).
+    loss = contrastive(jnp.array([[2.0, 0.0], [1.0, 3.0]]), jnp.eye(2), jnp.ones(2, bool))
+    rows, columns = math.log1p(math.exp(-2)), (math.log1p(math.exp(-1)) + math.log1p(math.exp(-3))) / 2
+    np.testing.assert_allclose(loss, (rows + columns) / 2, rtol=1e-6)
+    np.testing.assert_allclose(loss, 0.153926, rtol=1e-5)
+
+
+def test_contrastive_loss_of_views_that_say_nothing_is_log_of_the_items():
+    mask = jnp.array([True, True, True, False, False])
+    np.testing.assert_allclose(contrastive(*jnp.ones((2, 5, 3)), mask), math.log(3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_contrastive_loss_without_two_items_is_zero_and_so_is_its_gradient(count):
+    value, gradient = contrastive_slope(*views(0), np.arange(5) < count)
+    assert value == 0 and not np.any(gradient)  # a NaN would count
+
+
+def contrastive_by_loops(first, second, mask):
+    real, values = np.flatnonzero(mask), []
+    for one, other in ((first, second), (second, first)):
+        values += [np.log(sum(np.exp(one[i] @ other[j] - one[i] @ other[i]) for j in real)) for i in real]
+    return np.mean(values) if values else 0.0
+
+
+@SETTINGS
+@hypothesis.given(st.integers(0, 999), st.permutations(range(5)), st.lists(st.booleans(), min_size=5, max_size=5))
+def test_contrastive_loss_equals_loops_in_any_order_and_with_sides_swapped(seed, order, mask):
+    first, second = views(seed)
+    mask, order = np.array(mask), np.array(order)
+    expected = contrastive_by_loops(first, second, mask)
+    for given in ((first, second, mask), (first[order], second[order], mask[order]), (second, first, mask)):
+        np.testing.assert_allclose(contrastive(*given), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", BAD_VALUES)
+def test_masked_items_do_not_touch_the_contrastive_loss(bad):
+    mask = np.array([True, True, False, True, False])
+    first, second = views(1)
+    expected = contrastive_slope(first, second, mask)
+    first[2], second[4] = bad, bad
+    got = contrastive_slope(first, second, mask)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), got, expected)
+    assert not np.any(got[1][0][2]) and not np.any(got[1][1][4])
+
+
+def test_gradient_of_the_contrastive_loss():
+    mask = np.array([True, False, True, True, True])
+    check_grads(lambda a, b: contrastive(a, b, mask), views(2), 1, modes=("rev",), rtol=1e-2, atol=1e-2)
 
 
 # --- the sum ---------------------------------------------------------------------------------------------------------

@@ -1,10 +1,9 @@
 """Your own data: a folder with `interactions.csv`, `.csv.gz` or `.parquet` and, optionally, `items.jsonl[.gz]`."""
 
 import csv
-import gzip
 import json
 import logging
-import zlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -15,7 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
+from kdsr_jax.data.arrays import machine_memory
 from kdsr_jax.data.interactions import RawLog
+from kdsr_jax.data.sources.archives import GZIP_ERRORS, numbered_lines, open_file
+from kdsr_jax.data.sources.base import Source, digest_of_files, items_by_index
 from kdsr_jax.errors import UserError
 
 _logger = logging.getLogger("kdsr_jax")
@@ -24,7 +26,8 @@ LOG_NAMES = ("interactions.csv", "interactions.csv.gz", "interactions.parquet")
 _ITEM_NAMES = ("items.jsonl", "items.jsonl.gz")
 _ID_COLUMNS = ("user_id", "item_id")
 _TIME_COLUMN = "timestamp"
-_GZIP_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
+_MOST_ROWS = 2**31 - 1
+_MOST_CHARACTERS = 2**29  # of all ids of one column, each as long as the longest; 2 GB
 _ID_TYPE = pa.dictionary(pa.int32(), pa.string())
 
 
@@ -38,6 +41,28 @@ def find_log(folder: str | Path) -> Path | None:
         UserError: there is more than one.
     """
     return _find_one(Path(folder), LOG_NAMES)
+
+
+def find(folder: str | Path) -> Source:
+    """Find the files of a folder.
+
+    Args:
+        folder: folder of one data set.
+
+    Returns:
+        The source; the files are read later.
+
+    Raises:
+        UserError: there is no interactions file, more than one of a kind, or a file cannot be read.
+    """
+    files = [_require_log(folder), _find_one(Path(folder), _ITEM_NAMES)]
+    return Source(
+        "folder",
+        os.path.abspath(folder),
+        digest_of_files(file for file in files if file),
+        lambda: load_log(folder),
+        lambda item_ids: load_items(folder, item_ids),
+    )
 
 
 def load_log(folder: str | Path) -> RawLog:
@@ -56,9 +81,7 @@ def load_log(folder: str | Path) -> RawLog:
         UserError: no file or more than one, a column is missing, no rows, a broken file or row, an empty id, or a
             timestamp that is not a number; the line names the file and, where one is at fault, the row.
     """
-    path = find_log(folder)
-    if path is None:
-        raise UserError(f"{folder}: no interactions file; looked for {', '.join(LOG_NAMES)}")
+    path = _require_log(folder)
     table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
     if table.num_rows == 0:
         raise UserError(f"{path}: the log is empty: it has no interactions")
@@ -85,21 +108,25 @@ def load_items(folder: str | Path, item_ids: np.ndarray) -> list[dict] | None:
     path = _find_one(Path(folder), _ITEM_NAMES)
     if path is None:
         return None
-    index_of = {item_id: index for index, item_id in enumerate(item_ids.tolist()) if index}
-    items: list[dict] = [{} for _ in item_ids]
-    seen, ignored = set(), 0
-    for number, item in _json_lines(path):
+    metadata: dict[str, dict] = {}
+    for number, line in numbered_lines(path):
+        item = _parse_item(line, path, number)
         item_id = item["item_id"]
-        if item_id in seen:
+        if item_id in metadata:
             raise UserError(f"{path}: line {number}: item {item_id!r} occurs a second time")
-        seen.add(item_id)
-        if item_id in index_of:
-            items[index_of[item_id]] = item
-        else:
-            ignored += 1
+        metadata[item_id] = item
+    ignored = len(metadata.keys() - set(item_ids.tolist()))
     if ignored:
         _logger.warning("%s: ignored %s items outside the log", path, f"{ignored:,}")
-    return items
+    return items_by_index(metadata, item_ids)
+
+
+def _require_log(folder: str | Path) -> Path:
+    """Return the interactions file of a folder that must have one."""
+    path = find_log(folder)
+    if path is None:
+        raise UserError(f"{folder}: no interactions file; looked for {', '.join(LOG_NAMES)}")
+    return path
 
 
 def _find_one(folder: Path, names: tuple[str, ...]) -> Path | None:
@@ -110,33 +137,13 @@ def _find_one(folder: Path, names: tuple[str, ...]) -> Path | None:
     return found[0] if found else None
 
 
-def _open(path: Path) -> BinaryIO:
-    """Open a file for reading bytes, decompressing `.gz`."""
-    try:
-        return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, dict]]:
-    """Yield each line's number and object, its `item_id` a non-empty string."""
-    number = 0
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, _parse_item(line, path, number)
-    except _GZIP_ERRORS as error:
-        raise UserError(f"{path}: broken gzip file after line {number} ({error})") from None
-
-
 def _parse_item(line: bytes, path: Path, number: int) -> dict:
     """Parse one line of item metadata."""
     try:
         item = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
         raise UserError(f"{path}: line {number}: not UTF-8") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: line {number}: not JSON ({error})") from None
     if not isinstance(item, dict):
         raise UserError(f"{path}: line {number}: not a JSON object")
@@ -149,16 +156,16 @@ def _parse_item(line: bytes, path: Path, number: int) -> dict:
 def _read_csv(path: Path) -> pa.Table:
     """Read the columns in use of a csv file."""
     try:
-        with _open(path) as file:
+        with open_file(path) as file:
             columns = _columns_in_use(_header(file, path), path)
         types = {name: _ID_TYPE if name in _ID_COLUMNS else pa.string() for name in columns}
-        with _open(path) as file:
+        with open_file(path) as file:
             return pa.csv.read_csv(
                 file,
                 parse_options=pa.csv.ParseOptions(newlines_in_values=True),
                 convert_options=pa.csv.ConvertOptions(include_columns=columns, column_types=types),
             )
-    except _GZIP_ERRORS as error:
+    except GZIP_ERRORS as error:
         raise UserError(f"{path}: broken gzip file, cut short or damaged ({error})") from None
     except pa.ArrowInvalid as error:
         # Arrow names no row when it reads in blocks; the slow reader finds it.
@@ -206,7 +213,7 @@ def _raise_first_bad_row(path: Path) -> None:
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, int, list[str]]]:
     """Yield number (the header is 0), last line and fields of every row that is not blank; for error messages only."""
-    with _open(path) as file:
+    with open_file(path) as file:
         # Latin-1 takes every byte, so a broken character does not stop the parser before its row is known.
         reader = csv.reader(line.decode("latin-1") for line in file)
         try:
@@ -225,10 +232,27 @@ def _name_row(path: Path, row: int) -> str:
 def _read_parquet(path: Path) -> pa.Table:
     """Read the columns in use of a parquet file."""
     try:
-        names = pa.parquet.read_schema(path).names
-        return pa.parquet.read_table(path, columns=_columns_in_use(names, path), read_dictionary=list(_ID_COLUMNS))
-    except (pa.ArrowInvalid, OSError) as error:
+        with pa.parquet.ParquetFile(path, read_dictionary=list(_ID_COLUMNS)) as file:
+            columns = _columns_in_use(file.schema_arrow.names, path)
+            _check_claims(file.metadata, columns, path)
+            table = file.read(columns)
+        table.validate(full=True)  # a damaged file may hold codes beyond its dictionary
+        return table
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise UserError(f"{path}: not a readable parquet file ({error})") from None
+
+
+def _check_claims(metadata: pa.parquet.FileMetaData, columns: list[str], path: Path) -> None:
+    """Raise where a parquet file claims more than can be read; run lengths make a billion equal rows a few bytes."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    rows = max(metadata.num_rows, sum(group.num_rows for group in groups))
+    if rows > _MOST_ROWS:
+        raise UserError(f"{path}: it claims {rows:,} rows, more than {_MOST_ROWS:,}")
+    parts = [group.column(index) for group in groups for index in range(group.num_columns)]
+    stored = sum(max(0, part.total_uncompressed_size) for part in parts if part.path_in_schema in columns)
+    needed = stored + rows * len(columns) * 8  # a code each for arrow and for numpy, or a time
+    if needed > machine_memory():
+        raise UserError(f"{path}: it claims {rows:,} rows, which need {needed:,} bytes, more than this machine has")
 
 
 def _encode(column: pa.ChunkedArray, path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -239,10 +263,16 @@ def _encode(column: pa.ChunkedArray, path: Path, name: str) -> tuple[np.ndarray,
     if not pa.types.is_dictionary(column.type):
         column = pc.dictionary_encode(column.cast(pa.string()))
     encoded = column.unify_dictionaries().combine_chunks()
-    names = np.array(encoded.dictionary.cast(pa.string()).to_pylist(), dtype=str)
+    texts = encoded.dictionary.cast(pa.string()).to_pylist()
+    longest = max(texts, key=len, default="")
+    if len(longest) * len(texts) > _MOST_CHARACTERS:  # numpy gives every id the room of the longest
+        raise UserError(f"{path}: {name!r} {longest[:20]!r}... has {len(longest):,} characters, too many for an id")
+    names = np.array(texts, dtype=str)
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
     # A missing id has code -1, which picks the True at the end; a quote that is never closed swallows whole rows.
-    bad = np.flatnonzero(np.append((names == "") | (np.char.find(names, "\n") >= 0), True)[codes])
+    bad = np.flatnonzero(
+        np.array([*("\n" in text or text.strip("\0") != text or not text for text in texts), True])[codes]
+    )
     if len(bad):
         raise UserError(f"{_name_row(path, bad[0] + 1)}: {name!r} is empty or holds a line break (an unclosed quote?)")
     return codes, names

@@ -12,42 +12,21 @@ Deviations from the source:
 
 import flax.linen as nn
 
+from kdsr_jax.models.backbones.base import Backbone
 from kdsr_jax.models.embeddings import INITIALIZER
 from kdsr_jax.models.layers import TransformerLayer, causal_mask, layer_norm
 
 
-class SASRec(nn.Module):
-    """Causal Transformer over the fused item vectors.
-
-    Class attributes that every backbone states:
-      project_modalities: whether the fusion maps each modality vector linearly before it is fused.
-    """
-
-    dim: int
-    max_length: int
-    num_layers: int = 2
-    num_heads: int = 2
-    hidden_dropout: float = 0.5
-    attention_dropout: float = 0.5
-
-    project_modalities = False
+class SASRec(Backbone):
+    """Causal Transformer over the fused item vectors."""
 
     @nn.compact
-    def __call__(self, fused, valid, deterministic=True):
-        """Encode histories.
-
-        Args:
-          fused: [B, L, dim] float32 fused item vectors, L <= max_length, oldest first, right padded.
-          valid: [B, L] bool, True at real positions.
-          deterministic: True switches dropout off.
-
-        Returns:
-          [B, L, dim] float32; the state at i depends on positions 0..i only. Padding positions hold meaningless values.
-        """
+    def __call__(self, inputs, deterministic=True):
+        """Encode histories; see ``Backbone``. Returns [B, L, dim]; padding positions hold meaningless values."""
         position = self.param("position_embedding", INITIALIZER, (self.max_length, self.dim))
-        x = layer_norm("input_norm")(fused + position[None, : fused.shape[1]])
+        x = layer_norm("input_norm")(inputs.fused + position[None, : inputs.fused.shape[1]])
         x = nn.Dropout(self.hidden_dropout, deterministic=deterministic)(x)
-        mask = causal_mask(valid)
+        mask = causal_mask(inputs.valid)
         for index in range(self.num_layers):
             layer = TransformerLayer(
                 self.dim, self.num_heads, self.hidden_dropout, self.attention_dropout, name=f"layer_{index}"

@@ -1,0 +1,15 @@
+"""A fingerprint of a data set's content."""
+
+import hashlib
+
+import numpy as np
+
+
+def data_digest(dataset) -> str:
+    """Return the sha256 of what training and evaluation read of a dataset: histories, raw ids and features."""
+    data, digest = dataset.interactions, hashlib.sha256()
+    for part in (data.items, data.offsets, "\n".join(data.user_ids), "\n".join(data.item_ids)):
+        digest.update(part.encode() if isinstance(part, str) else np.ascontiguousarray(part).tobytes())
+    for name, feature in dataset.features.items():
+        digest.update(name.encode() + feature.values.tobytes() + feature.has_feature.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,175 @@
+"""What the report shows of a run's data and model: an overview of both, and some users with their recommendations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdsr_jax.data.interactions import statistics, train_lengths
+from kdsr_jax.report.bins import histogram
+from kdsr_jax.report.pictures import item_picture
+from kdsr_jax.teacher import pair_correlations
+
+NUM_USERS, TOP_K = 12, 10
+SHOWN_HISTORY = 12  # newest items of a history that are shown, of those that the model reads
+PICTURE_BYTES = 4 * 2**20  # of all pictures together; further items go without
+_DISTANCES = ("euclidean", "manhattan")  # score functions that are smallest for the most alike
+
+
+def overview(run, parameters):
+    """Describe what a run works on, as JSON data.
+
+    Args:
+      run: Run.
+      parameters: number of trainable numbers.
+
+    Returns:
+      dict "name", "statistics" (the paper's Table 1), "history_lengths" and "item_counts" (histograms over users and over
+      items), "parameters" and "teacher" (the report of each modality).
+    """
+    data = run.dataset.interactions
+    return {
+        "name": run.dataset.name,
+        "statistics": statistics(data, run.dataset.features),
+        "history_lengths": histogram(data.lengths),
+        "item_counts": histogram(np.bincount(data.items, minlength=data.num_items + 1)[1:]),
+        "parameters": parameters,
+        "teacher": run.teacher_report,
+    }
+
+
+def make_examples(run, state):
+    """Recommend to some users, drawn by the run's seed, at the point where their train part ends.
+
+    Args:
+      run: Run.
+      state: TrainState of the model to ask.
+
+    Returns:
+      JSON data: {"users": [...], "items": {item index: {"id", "title", "picture"}}}. A user has "user" (raw id), "length"
+      (items before the target), "history" (newest item indices, oldest first), "target", "rank" (of the target, ties
+      against it) and "recommendations": "item", "score", "taken" (it stands in the history) and "because", by modality the item of the history that the
+      teacher takes for the most alike with its "score" and "code"; empty without distillation.
+    """
+    users, histories, targets = _choose(run)
+    scores = _score(run, state, histories)
+    if run.config.eval.filter_seen:
+        scores = _without_seen(run, scores, users, targets)
+    top = np.argsort(-scores, axis=1, kind="stable")[:, :TOP_K]
+    own = np.take_along_axis(scores, targets[:, None] - 1, 1)
+    ranks = (scores >= own).sum(1)
+    reasons = {name: _most_alike(run, teacher, histories, top + 1) for name, teacher in run.teachers.items()}
+    data, examples = run.dataset.interactions, []
+    for row, user in enumerate(users):
+        read = histories[row][histories[row] > 0]
+        recommendations = [
+            {
+                "item": int(item) + 1,
+                "score": float(scores[row, item]),
+                "taken": int(item) + 1 in read,
+                "because": {name: found[row][place] for name, found in reasons.items() if found[row][place]},
+            }
+            for place, item in enumerate(top[row])
+            if np.isfinite(scores[row, item])
+        ]
+        examples.append(
+            {
+                "user": str(data.user_ids[user]),
+                "length": int(train_lengths(data.lengths)[user]),
+                "history": read[-SHOWN_HISTORY:].tolist(),
+                "target": int(targets[row]),
+                "rank": int(ranks[row]),
+                "recommendations": recommendations,
+            }
+        )
+    return {"users": examples, "items": _describe_items(run, examples)}
+
+
+def _choose(run):
+    """Return (users [n], histories [n, max_length] right padded, targets [n]): each user's first test item is the target."""
+    data, longest = run.dataset.interactions, run.config.data.max_length
+    trained = train_lengths(data.lengths)
+    rng = np.random.default_rng(run.config.seed)
+    users = rng.choice(data.num_users, min(NUM_USERS, data.num_users), replace=False)
+    histories = np.zeros((len(users), longest), np.int32)
+    for row, user in enumerate(users):
+        end = data.offsets[user] + trained[user]
+        read = data.items[max(data.offsets[user], end - longest) : end]
+        histories[row, : len(read)] = read
+    return users, histories, data.items[data.offsets[users] + trained[users]]
+
+
+def _score(run, state, histories):
+    """Return the scores [n, N] of all items after each history, as a numpy array."""
+
+    @jax.jit
+    def score(params, frozen, histories):
+        variables = {"params": params, "frozen": frozen}
+        states = run.student.apply(variables, histories, method="encode")
+        last = jnp.take_along_axis(states, (histories > 0).sum(1)[:, None, None] - 1, 1)[:, 0]
+        return last @ run.student.apply(variables, method="candidate_vectors").T
+
+    return np.asarray(score(state.params, state.frozen, run.placement.put(histories)))
+
+
+def _without_seen(run, scores, users, targets):
+    data, scores = run.dataset.interactions, scores.copy()
+    for row, user in enumerate(users):
+        begin = data.offsets[user]
+        seen = data.items[begin : begin + train_lengths(data.lengths)[user]]
+        scores[row, seen[seen != targets[row]] - 1] = -np.inf
+    return scores
+
+
+def _most_alike(run, teacher, histories, top):
+    """Find, per recommendation, what a modality's teacher says of the history's item most alike.
+
+    Args:
+      run: Run.
+      teacher: Teacher.
+      histories: [n, L] int32, 0 at padding.
+      top: [n, k] int, recommended items.
+
+    Returns:
+      [n][k] dicts "item", "score", "code"; None where either side has no such feature or the item is the same.
+    """
+    settings = run.config.teacher
+    shape = (*top.shape, histories.shape[1])
+    first = np.broadcast_to(top[:, :, None], shape).astype(np.int32)
+    second = np.broadcast_to(histories[:, None, :], shape)
+    correlations = jax.jit(pair_correlations, static_argnums=(3, 4))
+    pairs = first.ravel(), second.ravel(), settings.score_fn, settings.num_splits
+    scores, codes = (np.asarray(values).reshape(shape) for values in correlations(teacher, *pairs))
+    covered = np.asarray(teacher.has_feature)
+    usable = covered[first] & covered[second] & (first != second)
+    likeness = np.where(usable, -scores if settings.score_fn in _DISTANCES else scores, -np.inf)
+    best = likeness.argmax(-1)
+
+    def reason(row, place):
+        at = row, place, best[row, place]
+        found = {"item": int(second[at]), "score": float(scores[at]), "code": int(codes[at])}
+        return found if usable[at] else None
+
+    return [[reason(row, place) for place in range(shape[1])] for row in range(shape[0])]
+
+
+def _describe_items(run, examples):
+    """Return id, title and picture of every item that the examples name."""
+    named = {example["target"] for example in examples}
+    for example in examples:
+        named |= set(example["history"])
+        for recommendation in example["recommendations"]:
+            named |= {recommendation["item"]} | {reason["item"] for reason in recommendation["because"].values()}
+    dataset, described, spent = run.dataset, {}, 0
+    for item in sorted(named):
+        item_id = str(dataset.interactions.item_ids[item])
+        known = dataset.items[item] if dataset.items else {}
+        title = known.get("title")
+        title = " ".join(title.split()) if isinstance(title, str) else ""
+        picture = item_picture(item_id, known, dataset, run.config.data.root)
+        spent += len(picture or "")
+        described[str(item)] = {
+            "id": item_id,
+            "title": title or item_id,
+            "picture": picture if spent <= PICTURE_BYTES else None,
+        }
+    return described
