@@ -73,12 +73,12 @@ def get_config(argument: str | None = None) -> ConfigDict:
     model.short_term = 3  # last positions of the short-term interest, q, of readout long_short (Equation 6)
     model.item_scores = "ids"  # ids | fused: what the sequence vector is compared with (Section 3.3)
     model.table_scale = 0.2  # root mean square of the modality tables at the start (not in the paper)
-    model.num_clusters = 30  # clusters of a modality's features that mmsr and cluster_weight use (models.md 3.9)
+    model.num_clusters = 30  # clusters of a modality's features that mmsr and cluster_weight use
     model.cluster_links = 3  # nearest clusters an item is linked to
-    model.cluster_weight = 0.0  # of predicting the next item's clusters, as DIF-SR does (models.md 3.7); 0 = off
-    model.official_quirks = True  # mmsr, mmsr_nodes: as MMSR's code runs, not as meant (models.md 3.9)
-    model.score_temperature = 0.05  # mmsrec: divisor of the cosine scores (models.md 3.4)
-    model.warmup_epochs = 0  # mmsrec: first epochs of contrastive training on items alone (models.md 3.4)
+    model.cluster_weight = 0.0  # of predicting the next item's clusters, as DIF-SR does; 0 = off
+    model.official_quirks = True  # mmsr, mmsr_nodes: as MMSR's code runs, not as meant
+    model.score_temperature = 0.05  # mmsrec: divisor of the cosine scores
+    model.warmup_epochs = 0  # mmsrec: first epochs of contrastive training on items alone
 
     config.train = train = ConfigDict()
     train.epochs = 100  # passes over the training targets, at most

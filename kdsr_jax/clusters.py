@@ -1,4 +1,4 @@
-"""Clusters of a modality's condensed features, which some models read as discrete attributes of items (models.md 3.9)."""
+"""Clusters of a modality's condensed features, which some models read as discrete attributes of items."""
 
 import jax
 import jax.numpy as jnp

@@ -14,7 +14,7 @@ from kdsr_jax.checks import Check, choice, cutoffs, folder_name, modalities, not
 from kdsr_jax.errors import UserError
 
 _GRAPH = {"num_layers": 1, "hidden_dropout": 0.4, "attention_dropout": 0.2}
-# Backbone -> the settings of the model group that it was published with (models.md, sections 2 and 3), in the order of the
+# Backbone -> the settings of the model group that it was published with, in the order of the
 # paper's Table 2. "tables" is the kind of modality tables; what is not named stays as the dataset's config has it.
 BACKBONES: dict[str, dict[str, Any]] = {
     "gru4rec": {"tables": "none", "num_layers": 1, "hidden_dropout": 0.3},

@@ -53,7 +53,7 @@ def _revive(key, state, points):
 
 
 def joint_loss(params, x, y, target, score_fn, num_splits, through=quantize.straight_through):
-    """Return the loss of quantizer "vq_joint" on a batch of pairs (models.md 2.10).
+    """Return the loss of quantizer "vq_joint" on a batch of pairs.
 
     Reconstruction of both items, codebook and commitment losses, and the squared error of a decoder that predicts the
     holistic score from the straight-through quantized correlation vector.

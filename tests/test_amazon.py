@@ -102,6 +102,24 @@ def test_each_form_gives_the_same_histories_and_items(manual, form, metadata):
         assert dataset.items == [{}, ITEMS["B00A"], ITEMS["B00B"], {}]
 
 
+def test_ids_beyond_ascii_are_one_id_in_every_file(manual):
+    ids = {"A1": "Aé", "B00A": "Bü"}
+    texts = [REVIEWS, RATINGS, METADATA]
+    for old, new in ids.items():
+        texts = [text.replace(old, new) for text in texts]
+    for log in ("reviews_Beauty_5.json", "ratings_Beauty.csv"):
+        folder = manual({log: texts[log.startswith("ratings")], "meta_Beauty.json": texts[2]})
+        dataset = load(folder)
+        assert dataset.interactions.user_ids.tolist() == ["A2", "Aé"]
+        assert dataset.items[dataset.interactions.item_ids.tolist().index("Bü")]["title"] == "Soap & Water é"
+        (folder / log).unlink()
+
+
+def test_ratings_that_are_no_text_are_named(manual):
+    with pytest.raises(UserError, match="ratings_Beauty.csv: line 2: not UTF-8"):
+        load(manual({"ratings_Beauty.csv": b"A1,B00A,5.0,1\nA\xe9,B00A,5.0,1\n"}))
+
+
 def test_reviews_go_before_ratings(manual):
     folder = manual(FORMS["reviews"] | {"ratings_Beauty.csv": "nonsense"})
     assert load(folder).interactions.num_users == 2

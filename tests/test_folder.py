@@ -140,6 +140,10 @@ def test_a_plain_file_that_is_named_gz(tmp_path):
         ({"user_id": ["u", None], "item_id": ["a", "b"]}, "row 2: 'user_id' is empty"),
         ({"user_id": ["u"], "item_id": pa.array([None], pa.string())}, "row 1: 'item_id' is empty"),
         ({"user_id": [1.0], "item_id": ["a"]}, "column 'user_id' is of type double; ids must be"),
+        (
+            {"user_id": ["u"], "item_id": ["a"], "timestamp": ["noon"]},
+            "column 'timestamp' is of type string; times must",
+        ),
         ({"user_id": ["u"] * 2, "item_id": ["a"] * 2, "timestamp": [1.5, np.nan]}, "row 2: timestamp nan is not"),
         ({"user_id": ["u"] * 2, "item_id": ["a"] * 2, "timestamp": [1, None]}, "row 2: timestamp None is not"),
         ({"user_id": pa.array([], pa.string()), "item_id": pa.array([], pa.string())}, "the log is empty"),
@@ -148,6 +152,22 @@ def test_a_plain_file_that_is_named_gz(tmp_path):
 def test_bad_parquet(tmp_path, columns, message):
     with pytest.raises(UserError, match=f"interactions.parquet: {message}"):
         folder.load_log(write_parquet(tmp_path, **columns))
+
+
+def test_a_small_parquet_of_many_rows_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    rows = 3_000_000
+    same = pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), ["u"])
+    file = write_parquet(tmp_path, user_id=same, item_id=same) / "interactions.parquet"
+    assert file.stat().st_size < 20_000
+    monkeypatch.setattr(pa.parquet, "read_table", lambda *_, **__: pytest.fail("it was read"))
+    monkeypatch.setattr(folder, "machine_memory", lambda: 2 * 16 * rows - 1)
+    with pytest.raises(
+        UserError, match="interactions.parquet: it claims 3,000,000 rows, which need .* this machine has"
+    ):
+        folder.load_log(tmp_path)
+    monkeypatch.setattr(folder, "_MOST_ROWS", rows - 1)
+    with pytest.raises(UserError, match="it claims 3,000,000 rows, more than 2,999,999"):
+        folder.load_log(tmp_path)
 
 
 def test_broken_parquet(tmp_path):

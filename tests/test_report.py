@@ -6,6 +6,7 @@ import html
 import json
 import logging
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -154,6 +155,13 @@ def test_damaged_files_count_as_missing(workdir, name):
     file.write_bytes(file.read_bytes()[:-3] if name == "metrics.jsonl" else b"\xff\x00{[")
     assert tuple(sections(render(collect(workdir)))) == SECTIONS
     assert len(collect(workdir)["lines"]) == (9 if name == "metrics.jsonl" else 10)
+
+
+def test_a_byte_that_is_no_text_costs_its_line_alone(workdir):
+    file = workdir / "metrics.jsonl"
+    first, rest = file.read_bytes().split(b"\n", 1)
+    file.write_bytes(first.replace(b"e", b"\xff", 1) + b"\n" + rest)
+    assert len(collect(workdir)["lines"]) == 9
 
 
 def test_settings_beside_their_defaults():
@@ -365,6 +373,27 @@ def test_titles_fall_back_to_raw_ids(tiny):
     ids = run.dataset.interactions.item_ids
     titles = [item["title"] for item in examples._describe_items(run, [example]).values()]
     assert titles == ["A title", *ids[2:6].tolist()]
+
+
+def numbers_apart(text):
+    """Return JSON text as (content in which fractions are 0, those fractions)."""
+    numbers = []
+    return json.loads(text, parse_float=lambda number: numbers.append(float(number)) or 0), numbers
+
+
+@pytest.mark.slow
+def test_examples_that_could_not_be_written_come_with_the_next_start(finished, tiny, tmp_path, monkeypatch):
+    from kdsr_jax import train
+
+    workdir, config = shutil.copytree(finished[0], tmp_path / "copy"), tiny("eval.protocol=both")
+    wanted = numbers_apart((workdir / "examples.json").read_text())
+    (workdir / "examples.json").unlink()
+    assert train.train_and_evaluate(config, workdir) == finished[1]
+    found = numbers_apart((workdir / "examples.json").read_text())
+    assert found[0] == wanted[0] and found[1] == pytest.approx(wanted[1], rel=1e-3, abs=1e-5)  # other compilation
+    assert "They are written when" not in (workdir / "report.html").read_text()
+    monkeypatch.setattr(train, "prepare", lambda *_, **__: pytest.fail("it was prepared without need"))
+    train.train_and_evaluate(config, workdir)
 
 
 @pytest.mark.slow

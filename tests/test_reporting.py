@@ -107,7 +107,7 @@ def test_result_of_the_validation_protocol(capsys, wide):
 def test_result_of_the_papers_protocol_is_labelled(capsys, wide):
     reporting.print_result(RESULT | {"test": None, "paper": METRICS, "best_epoch": None}, "runs/a")
     out, _ = capsys.readouterr()
-    assert "paper's protocol (best epoch on test per metric)" in out
+    assert "paper's protocol (best epoch on test)" in out
     assert "validation" not in out and "1.2500" in out
 
 

@@ -9,13 +9,14 @@ import pytest
 from kdsr_jax import train
 from kdsr_jax.errors import UserError
 from kdsr_jax.events import Events
+from kdsr_jax.labels import PAPER
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 LINES = [
     {"phase": "select", "epoch": 0, "forgetting": {"text": {"features": 0.75}}},
     {"phase": "select", "epoch": 1, "losses": {"loss": 2.5, "holistic/text": 0.5}, "evaluated_on": "validation"},
-    {"phase": "refit", "epoch": 1, "losses": {"loss": 1.5}, "metrics": {"hr@20": 12.5}},
+    {"phase": "refit", "epoch": 1, "losses": {"loss": 1.5}, "metrics": {"hr@20": 12.5}, "evaluated_on": PAPER},
 ]
 
 
@@ -59,6 +60,13 @@ def test_events_are_the_numbers_of_the_log_by_phase(installed, tmp_path):
     }
 
 
+def test_tags_of_metrics_say_what_they_were_measured_on(installed, tmp_path):
+    write_log(tmp_path, LINES)
+    Events(tmp_path, "refit").close()
+    tags = {tag for tag, _ in scalars(tmp_path / "tensorboard" / "refit")}
+    assert tags == {"losses/loss", "metrics/paper_s_protocol_best_epoch_on_test/hr_20"}
+
+
 def test_a_disk_that_is_full_is_a_warning_and_no_wait(installed, tmp_path, monkeypatch, caplog):
     from tensorboardX.event_file_writer import EventsWriter
 
@@ -99,9 +107,10 @@ def test_a_run_writes_what_it_logs_and_goes_on_under_the_same_config(installed, 
     refit = {line["epoch"]: line for line in lines if line["phase"] == "refit"}
     found = scalars(workdir / "tensorboard" / "refit")
     assert {epoch for _, epoch in found} == {0, 1, 2, 3}
+    measured = "metrics/test_and_paper_s_protocol_best_epoch_on_test"
     for epoch in (1, 2, 3):
         assert found["losses/loss", epoch] == pytest.approx(refit[epoch]["losses"]["loss"], rel=1e-6)
-        assert found["metrics/hr_20", epoch] == pytest.approx(refit[epoch]["metrics"]["hr@20"], rel=1e-6)
+        assert found[f"{measured}/hr_20", epoch] == pytest.approx(refit[epoch]["metrics"]["hr@20"], rel=1e-6)
     assert found["forgetting/image/features", 0] == pytest.approx(refit[0]["forgetting"]["image"]["features"], rel=1e-6)
 
 

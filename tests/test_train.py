@@ -46,7 +46,7 @@ def read_ranks(workdir):
 
 
 def metrics_of(ranks):
-    """Compute the nine metrics in percent in plain numpy, after the formulas of models.md."""
+    """Compute the nine metrics in percent in plain numpy, after their formulas."""
     result = {}
     for k in (5, 10, 20):
         hit = ranks <= k

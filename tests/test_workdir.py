@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from kdsr_jax import cli, workdir
+from kdsr_jax import cli, files, workdir
 from kdsr_jax.config import fingerprint
 from kdsr_jax.errors import UserError
 from kdsr_jax.workdir import Workdir
@@ -112,6 +112,22 @@ def test_folder_that_another_process_holds_is_refused_until_it_ends(tmp_path, co
             Workdir(tmp_path, config)
         other.kill()  # the lock goes with the process, however it ends
     with Workdir(tmp_path, config):
+        pass
+
+
+def test_first_start_of_another_config_that_came_between_keeps_the_folder(tmp_path, config, config_of, monkeypatch):
+    lock = workdir.fcntl.flock
+
+    def late(*arguments):
+        monkeypatch.undo()
+        with Workdir(tmp_path, config_of("seed=3")):
+            pass
+        lock(*arguments)
+
+    monkeypatch.setattr(workdir.fcntl, "flock", late)
+    with pytest.raises(UserError, match="another config; seed: 3 -> 0"):
+        Workdir(tmp_path, config)
+    with Workdir(tmp_path, config_of("seed=3")):  # it is there, and not locked
         pass
 
 
@@ -228,7 +244,8 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, config, monkeypatch):
         folder.write_arrays("ranks.npz", rank=np.arange(3))
         folder.log(phase="select", epoch=1)
         before = {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()}
-        monkeypatch.setattr(workdir, "open", full_disk, raising=False)
+        for module in (files, workdir):
+            monkeypatch.setattr(module, "open", full_disk, raising=False)
         for write in (
             lambda: folder.write_json("result.json", {"test": list(range(100))}),
             lambda: folder.write_json("selection.json", {"test": list(range(100))}),
@@ -244,7 +261,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, config, monkeypatch):
 
 
 def test_a_disk_that_is_full_at_the_start_is_left_empty_and_unlocked(tmp_path, config, monkeypatch):
-    monkeypatch.setattr(workdir, "open", full_disk, raising=False)
+    monkeypatch.setattr(files, "open", full_disk, raising=False)
     with pytest.raises(UserError, match=r"config\.json: cannot be written \(No space left on device\)"):
         Workdir(tmp_path / "runs" / "a", config)
     assert names(tmp_path) == []

@@ -52,7 +52,7 @@ class ItemTable(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Fuse an item's id vector and its modality vectors into one vector of width dim (models.md 2.3 and 2.11).
+    """Fuse an item's id vector and its modality vectors into one vector of width dim.
 
     Attributes:
       dim: width of the result.

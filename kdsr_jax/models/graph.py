@@ -72,7 +72,7 @@ def successions(shown):
 
 
 def relations(kinds):
-    """Number the relations between all nodes of a graph (models.md 2.3 and 3.9).
+    """Number the relations between all nodes of a graph.
 
     Args:
       kinds: list of [B, L, n_t] bool, the nodes of each kind that each position shows.

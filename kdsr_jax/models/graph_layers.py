@@ -1,4 +1,4 @@
-"""Attention over the nodes of a history's graph that the models of MMSR's family share (models.md 2.3 and 3.9).
+"""Attention over the nodes of a history's graph that the models of MMSR's family share.
 
 Dropout on attention weights comes after the softmax: before it, as in the official code of KDSR, a dropped mask would let nodes
 in that are no neighbours. All parameters start uniformly in +-1/sqrt(dim), biases of the gate excepted, which start at zero.

@@ -1,4 +1,4 @@
-"""The post-norm Transformer layer that the attention backbones share, and its parts (models.md 3.2).
+"""The post-norm Transformer layer that the attention backbones share, and its parts.
 
 A mask says what may be read: ``causal_mask`` for the models that are trained on all positions.
 """

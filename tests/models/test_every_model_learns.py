@@ -17,7 +17,7 @@ from kdsr_jax.phase import PhaseRunner
 
 NUM_ITEMS, USERS, LENGTH = 100, 300, 10
 SIZES = (
-    *("data.max_length=8", "model.dim=32", "model.num_clusters=8", "model.cluster_links=2", "forgetting.num_pairs=0"),
+    *("data.max_length=16", "model.dim=32", "model.num_clusters=8", "model.cluster_links=2", "forgetting.num_pairs=0"),
     *("teacher.autoencoder=pca", "teacher.num_splits=4", "teacher.num_codes=8", "teacher.num_pairs=1000"),
     *("model.hidden_dropout=0", "model.attention_dropout=0", "train.batch_size=128", "train.learning_rate=0.005"),
 )
@@ -31,10 +31,9 @@ def each_model(*quickly):
 
 def make_dataset(rows, num_items):
     """A dataset of one history a row of items 1..num_items, and random features of all items."""
-    rows = np.asarray(rows, np.int32)
-    offsets = np.arange(len(rows) + 1, dtype=np.int64) * rows.shape[1]
-    names = np.arange(num_items + 1).astype(str)
-    log = Interactions(rows.ravel(), offsets, np.arange(len(rows)).astype(str), names)
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    users, names = np.arange(len(rows)).astype(str), np.arange(num_items + 1).astype(str)
+    log = Interactions(np.concatenate(rows).astype(np.int32), offsets, users, names)
     rng, has_feature = np.random.default_rng(1), np.arange(num_items + 1) > 0
     features = {}
     for modality in ("image", "text"):
@@ -74,22 +73,23 @@ def test_32_sequences_are_learned_by_heart(repository, name):
 
 
 def random_rows():
-    return np.random.default_rng(2).integers(1, NUM_ITEMS + 1, size=(USERS, LENGTH))
+    """Histories of many lengths: the positions of most test targets are among those that were trained."""
+    rng = np.random.default_rng(2)
+    return [rng.integers(1, NUM_ITEMS + 1, size=length) for length in rng.integers(5, 17, size=USERS)]
 
 
-def leak_bound():
-    """hr@20 of a model that knows nothing of a target is binomial around 20 / N; five standard deviations of it."""
-    share, targets = 20 / NUM_ITEMS, USERS * (LENGTH - 8)
-    return 100 * share, 500 * np.sqrt(share * (1 - share) / targets)
+def excess(metrics, ranks):
+    """How far hr@20 lies above that of a model that knows nothing of its targets, in standard deviations of the latter."""
+    share = 20 / NUM_ITEMS  # of each target on its own, so their number is binomial
+    return (metrics["hr@20"] / 100 - share) / np.sqrt(share * (1 - share) / len(ranks))
 
 
 @each_model("gru4rec")
 @pytest.mark.usefixtures("quick_compilation")
 def test_a_random_log_cannot_be_predicted(repository, name):
     metrics, ranks = learn(repository, f"tuned-{name}", make_dataset(random_rows(), NUM_ITEMS), 12)
-    expected, bound = leak_bound()
-    assert len(ranks) == 2 * USERS
-    assert metrics["hr@20"] == pytest.approx(expected, abs=bound)
+    assert len(ranks) > 2 * USERS
+    assert abs(excess(metrics, ranks)) < 4.5
 
 
 @pytest.mark.slow
@@ -99,9 +99,7 @@ def test_a_model_that_sees_the_target_would_be_found_out(repository, monkeypatch
         return jnp.broadcast_to(valid[:, None, None, :], (len(valid), 1, valid.shape[1], valid.shape[1]))
 
     monkeypatch.setattr(sasrec, "causal_mask", see_everything)
-    metrics, _ = learn(repository, "tuned-sasrec", make_dataset(random_rows(), NUM_ITEMS), 12)
-    expected, bound = leak_bound()
-    assert metrics["hr@20"] > expected + 2 * bound
+    assert excess(*learn(repository, "tuned-sasrec", make_dataset(random_rows(), NUM_ITEMS), 12)) > 6
 
 
 @each_model("gru4rec")

@@ -232,34 +232,44 @@ def _name_row(path: Path, row: int) -> str:
 def _read_parquet(path: Path) -> pa.Table:
     """Read the columns in use of a parquet file."""
     try:
-        with pa.parquet.ParquetFile(path, read_dictionary=list(_ID_COLUMNS)) as file:
-            columns = _columns_in_use(file.schema_arrow.names, path)
-            _check_claims(file.metadata, columns, path)
-            table = file.read(columns)
+        metadata, schema = pa.parquet.read_metadata(path), pa.parquet.read_schema(path)
+        columns = _columns_in_use(schema.names, path)
+        _check_types(schema, columns, path)
+        _check_claims(metadata, columns, path)
+        table = pa.parquet.read_table(path, columns=columns, read_dictionary=list(_ID_COLUMNS))
         table.validate(full=True)  # a damaged file may hold codes beyond its dictionary
         return table
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise UserError(f"{path}: not a readable parquet file ({error})") from None
 
 
+def _check_types(schema: pa.Schema, columns: list[str], path: Path) -> None:
+    """Raise where a column is neither of ids nor of times; what is left takes a few bytes a row."""
+    for name in columns:
+        kind = schema.field(name).type
+        if name == _TIME_COLUMN:
+            if not (pa.types.is_primitive(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)):
+                raise UserError(f"{path}: column {name!r} is of type {kind}; times must be numbers")
+            continue
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
+            raise UserError(f"{path}: column {name!r} is of type {kind}; ids must be strings or whole numbers")
+
+
 def _check_claims(metadata: pa.parquet.FileMetaData, columns: list[str], path: Path) -> None:
     """Raise where a parquet file claims more than can be read; run lengths make a billion equal rows a few bytes."""
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    rows = max(metadata.num_rows, sum(group.num_rows for group in groups))
+    # Nothing is asked of single columns: over damaged ones pyarrow ends the process.
+    groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    rows = max(metadata.num_rows, sum(groups))
     if rows > _MOST_ROWS:
         raise UserError(f"{path}: it claims {rows:,} rows, more than {_MOST_ROWS:,}")
-    parts = [group.column(index) for group in groups for index in range(group.num_columns)]
-    stored = sum(max(0, part.total_uncompressed_size) for part in parts if part.path_in_schema in columns)
-    needed = stored + rows * len(columns) * 8  # a code each for arrow and for numpy, or a time
+    needed = rows * len(columns) * 16  # a number or code for arrow, and the same for numpy
     if needed > machine_memory():
         raise UserError(f"{path}: it claims {rows:,} rows, which need {needed:,} bytes, more than this machine has")
 
 
 def _encode(column: pa.ChunkedArray, path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the codes [n] int32 of a column of ids and the ids that they stand for."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
-        raise UserError(f"{path}: column {name!r} is of type {kind}; ids must be strings or whole numbers")
     if not pa.types.is_dictionary(column.type):
         column = pc.dictionary_encode(column.cast(pa.string()))
     encoded = column.unify_dictionaries().combine_chunks()

@@ -1,6 +1,6 @@
 """DIF-SR: decoupled side information fusion (Xie, Zhou and Kim, SIGIR 2022), with modalities as attributes.
 
-Form (models.md 3.7): R = dropout(LN(item vectors)), a stream of item ids alone. In every layer the item stream, the position
+Form: R = dropout(LN(item vectors)), a stream of item ids alone. In every layer the item stream, the position
 and each modality have projections and a score matrix of their own, S_s = Q_s K_s^T per head; the matrices, not the vectors, are
 fused, divided by sqrt(dim / heads), masked, and weigh values of the item stream. Residuals, norms and feed-forward act on R;
 position and modalities are the same in every layer. ``model.fusion`` of the rows of a query: "sum"; "concat", a linear map

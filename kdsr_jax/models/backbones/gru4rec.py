@@ -1,6 +1,6 @@
 """GRU4Rec: a recurrent network over the history (Hidasi et al., ICLR 2016), in the form the field compares with.
 
-Form (models.md 3.1, the RecBole/KDSR one, closer to Tan et al. 2016): dropout on the item vectors, GRU layers without biases
+Form (the RecBole/KDSR one, closer to Tan et al. 2016): dropout on the item vectors, GRU layers without biases
 whose reset gate acts after the recurrent product, then a linear map; the input and recurrent matrices of the three gates are
 Xavier-uniform as one stacked matrix.
 

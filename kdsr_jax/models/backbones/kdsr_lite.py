@@ -1,6 +1,6 @@
 """KDSR's backbone as its official code runs it: relational attention on the ids, then a gate over all that is known of an item.
 
-Form (models.md 2.3): nodes are the distinct items of a history; a relational attention layer on the id vectors weighs a node's
+Form: nodes are the distinct items of a history; a relational attention layer on the id vectors weighs a node's
 neighbours by LeakyReLU(a_r . (x_i * x_j)) c_r, where r says whether j is i itself, follows it, precedes it, or both. A softmax
 gate with a shared MLP fuses {id, result of the layer, modalities} (``model.fusion``). No positions, no residual. Its own readout
 is the sum of the last two positions, ``model.readout="last_sum"``. The layer's parameters start uniformly in +-1/sqrt(dim).

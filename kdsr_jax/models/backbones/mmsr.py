@@ -1,6 +1,6 @@
 """MMSR: a graph of items and of clusters of their features (Hu et al., CIKM 2023).
 
-Form (models.md 3.9): nodes are the distinct items of a history and, per modality, the distinct clusters that these items are
+Form: nodes are the distinct items of a history and, per modality, the distinct clusters that these items are
 linked to. A node's input joins its vector, a vector of its kind and the mean of the position vectors where it occurs. One layer
 attends within and across kinds of nodes, in both orders, and gates the two (``models/graph_layers.py``). The representation is
 the state of the last item. Cluster vectors are trained; they start as the k-means centres, scaled together to +-1/sqrt(dim),

@@ -1,6 +1,6 @@
 """The graph backbone as the KDSR paper describes it (Section 3.1): MMSR with nodes for each item's own modality vectors.
 
-Form (models.md 2.12): every distinct item of a history has a node for its id and one for each modality whose feature it has, so
+Form: every distinct item of a history has a node for its id and one for each modality whose feature it has, so
 at most (1 + M) n nodes; edges and layers are those of MMSR (``models/graph_layers.py``). Its own readout is Eq. 6 over the item
 nodes, ``model.readout="long_short"``.
 

@@ -1,6 +1,6 @@
 """MMSRec: multi-modal sequences without item ids (Song et al., "Self-Supervised Multi-Modal Sequential Recommendation", 2023).
 
-Form (models.md 3.4): one encoder serves histories and single items. Every modality that an item has is a token
+Form: one encoder serves histories and single items. Every modality that an item has is a token
 LN(Linear(feature)); after the last item of a history comes a learned mask item. Tokens get position and modality vectors, LN and
 dropout, and go through a bidirectional post-norm Transformer with a final LN. An item's output is the element-wise maximum, over
 the modalities it has, of LN(Linear(token)). The output of the mask item represents the history; a candidate is the

@@ -1,6 +1,6 @@
 """NOVA: non-invasive self-attention for side information (Liu et al., AAAI 2021), on a causal encoder.
 
-Form (models.md 3.6): R = dropout(LN(item vectors)) is a stream of item ids alone. Side information, which is the position and
+Form: R = dropout(LN(item vectors)) is a stream of item ids alone. Side information, which is the position and
 every modality's vector, says only where to look: each layer fuses it with its current R to F and takes
 Q = F W_Q, K = F W_K, V = R W_V; residuals, norms and the feed-forward block act on R. The side information itself is the same
 in every layer. ``model.fusion``: "sum" adds the streams X_s; "concat" maps their concatenation linearly; "gate", the source's

@@ -1,6 +1,6 @@
 """SASRec: self-attentive sequential recommendation (Kang and McAuley, ICDM 2018), in the form the field compares with.
 
-Form (models.md 3.2, the RecBole/KDSR one): u = dropout(LN(x + position)), then post-norm Transformer layers of inner width
+Form (the RecBole/KDSR one): u = dropout(LN(x + position)), then post-norm Transformer layers of inner width
 2 dim with exact GELU; position 0 is the oldest kept item; weights N(0, 0.02^2), biases 0.
 
 Deviations from the source:

@@ -1,6 +1,6 @@
 """SR-GNN: a gated graph network over the items of a history (Wu et al., AAAI 2019).
 
-Form (models.md 3.3): nodes are the distinct items; a node receives the mean over its predecessors and the mean over its
+Form: nodes are the distinct items; a node receives the mean over its predecessors and the mean over its
 successors, each after a linear map, and updates itself by gates; ``num_layers`` such steps share their weights. Its own readout
 is ``model.readout="attention"``. All parameters start uniformly in +-1/sqrt(dim).
 

@@ -1,6 +1,6 @@
 """Trans2D: attention over a grid of positions and channels (Singer et al., WSDM 2022).
 
-Form (models.md 3.8): a history is a grid of cells [L, C], the channels being the item id and every modality. Position
+Form: a history is a grid of cells [L, C], the channels being the item id and every modality. Position
 vectors are shared by the channels; linear maps belong to a channel each; norms act on a position's C dim numbers at once. With
 queries Q and keys K per head, a cell (i, c) reads a cell (j, e) by
 
