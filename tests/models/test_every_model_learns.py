@@ -108,5 +108,6 @@ def test_the_only_possible_next_item_is_found(repository, name):
     rng = np.random.default_rng(3)
     cycle, start = rng.permutation(NUM_ITEMS) + 1, rng.integers(NUM_ITEMS, size=USERS)
     rows = cycle[(start[:, None] + np.arange(LENGTH)[None]) % NUM_ITEMS]
-    metrics, _ = learn(repository, f"tuned-{name}", make_dataset(rows, NUM_ITEMS), 30)
+    # So short that no target stands where none was trained: mmsrec's mask item has a position of its own.
+    metrics, _ = learn(repository, f"tuned-{name}", make_dataset(rows, NUM_ITEMS), 30, "data.max_length=6")
     assert metrics["hr@5"] > 95
