@@ -253,7 +253,8 @@ def test_frozen_tables_of_two_modalities_stay_as_they_are(tiny, tmp_path, newest
     result = train.train_and_evaluate(config, tmp_path)
     state = newest_checkpoint(tmp_path, config, "refit")[1]
     tables = train.prepare(config).tables
-    assert state.frozen.keys() == {"image_embedding", "text_embedding"} and result["teacher"].keys() == tables.keys()
+    held = {f"{name}_{what}" for name in ("image", "text") for what in ("embedding", "has_feature")}
+    assert state.frozen.keys() == held and result["teacher"].keys() == tables.keys()
     for name, table in tables.items():
         np.testing.assert_array_equal(state.frozen[f"{name}_embedding"]["embedding"], table)
         assert f"{name}_embedding" not in state.params and np.abs(table).max() > 0
