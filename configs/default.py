@@ -23,6 +23,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     data.root = ""  # folder that holds <name>/ with interactions.* and features/; not part of the fingerprint
     data.manual_dir = ""  # folder with the archives of public data; "" = download them; not in the fingerprint
     data.k_core = 5  # interactions that each user and each item must keep; 1 = no filter (Section 4, datasets)
+    data.user_fraction = 1.0  # share of the users that are kept, always the same ones; less for quick trials
     data.max_length = 50  # items of the history a model reads
     data.window_stride = 0  # items between windows of a longer history; 0 = max_length / 2; not for prefixes
     data.modalities = ("image-facets", "text-facets")  # <modality>-<encoder> of features/*.npz; () = item ids only
@@ -83,6 +84,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.train = train = ConfigDict()
     train.epochs = 100  # passes over the training targets, at most
     train.batch_size = 512  # prediction targets a step (Section 4)
+    train.prefixes = False  # every target has a pass of its own, as it has in any case in models trained on prefixes
     train.learning_rate = 1e-3  # of Adam, epsilon (Section 3.3; searched in 1e-4 .. 1e-1 in Section 4)
     train.weight_decay = 0.0  # coupled L2 regularisation (searched in {0, 1e-5} in Section 4)
     train.clip_norm = 0.0  # largest global norm of the gradient; 0 = no clipping

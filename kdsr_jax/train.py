@@ -239,8 +239,9 @@ def _windows(run, trained, end):
     """Return the windows of a phase that trains on the first ``trained`` items a user and evaluates those up to ``end``."""
     data, offsets = run.config.data, run.dataset.interactions.offsets
     prefixes = run.student.trained_on == "prefixes"
+    alone = prefixes or run.config.train.prefixes
     return {
-        "train": train_windows(offsets, trained, data.max_length, data.window_stride, prefixes),
+        "train": train_windows(offsets, trained, data.max_length, data.window_stride, alone),
         "evaluation": evaluation_windows(offsets, trained, end, data.max_length, prefixes),
     }
 

@@ -75,6 +75,7 @@ def load(manual_dir="", **changes):
         "source": "auto",
         "root": "",
         "k_core": 1,
+        "user_fraction": 1.0,
         "modalities": (),
         "manual_dir": str(manual_dir),
     }

@@ -122,6 +122,7 @@ OUTSIDE = {
     "data.root": (3, None),
     "data.manual_dir": (3, None),
     "data.k_core": (0, -5, 1.5),
+    "data.user_fraction": (0, -0.1, 1.1),
     "data.max_length": (1,),
     "data.window_stride": (-1, 51),
     "data.modalities": (["text"], ["text-a", "text-b"], ["item-x"], [7], ["text-../x"]),
@@ -169,6 +170,7 @@ OUTSIDE = {
     "model.warmup_epochs": (-1, 10_001),
     "train.epochs": (-1, 0, 5.5, 100_001),
     "train.batch_size": (0, -1, 1_000_001),
+    "train.prefixes": (1, "yes"),
     "train.learning_rate": (0.0, -1e-3, math.nan, math.inf, True),
     "train.weight_decay": (-1e-5, math.inf),
     "train.clip_norm": (-1.0,),
@@ -187,6 +189,7 @@ OUTSIDE = {
 }
 INSIDE = {
     "data.k_core": (1,),
+    "data.user_fraction": (1e-9, 1),
     "data.max_length": (2,),
     "data.window_stride": (50,),
     "data.modalities": (["image-efficientnet-lite0", "text-minilm"],),

@@ -44,7 +44,15 @@ def decoded(log) -> list[tuple]:
 
 def data_config(**changes) -> types.SimpleNamespace:
     """Return the data group of a config."""
-    defaults = {"name": "shop", "source": "auto", "root": "", "k_core": 1, "modalities": (), "planted": {}}
+    defaults = {
+        "name": "shop",
+        "source": "auto",
+        "root": "",
+        "k_core": 1,
+        "user_fraction": 1.0,
+        "modalities": (),
+        "planted": {},
+    }
     return types.SimpleNamespace(**defaults | changes)
 
 

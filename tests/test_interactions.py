@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdsr_jax.data.features import Features
-from kdsr_jax.data.interactions import RawLog, build_interactions, statistics, train_lengths
+from kdsr_jax.data.interactions import RawLog, build_interactions, sample_users, statistics, train_lengths
 from kdsr_jax.errors import UserError
 
 
@@ -85,6 +85,23 @@ def test_k_core_is_the_largest_fixpoint(pairs, k_core):
 @pytest.mark.parametrize(("length", "train"), [(3, 2), (4, 3), (5, 4), (9, 8), (10, 8), (14, 12), (15, 12), (100, 80)])
 def test_the_last_fifth_and_at_least_one_item_is_for_testing(length, train):
     assert train_lengths(np.array([length])).tolist() == [train]
+
+
+def test_a_share_of_the_users_keeps_their_histories_and_all_item_numbers():
+    lengths = np.random.default_rng(0).integers(3, 9, 40)
+    pairs = [
+        (f"u{user:02}", f"i{(user * 7 + n) % 30:02}") for user, length in enumerate(lengths) for n in range(length)
+    ]
+    whole = build_interactions(make_log(pairs, np.arange(len(pairs))), 1)
+    assert sample_users(whole, 1.0) is whole
+    quarter, half, least = (sample_users(whole, fraction) for fraction in (0.25, 0.5, 1e-9))
+    assert [part.num_users for part in (quarter, half, least)] == [10, 20, 1]
+    assert set(least.user_ids) < set(quarter.user_ids) < set(half.user_ids) < set(whole.user_ids)
+    assert histories(half) == {user: histories(whole)[user] for user in half.user_ids}
+    assert half.item_ids.tolist() == whole.item_ids.tolist()
+    assert half.items.dtype == np.int32 and half.offsets.dtype == np.int64
+    for begin, end in zip(half.offsets, half.offsets[1:], strict=False):
+        assert (np.diff(half.timestamps[begin:end]) == 1).all()  # times went along
 
 
 def test_duplicates_are_kept_and_counted(caplog):

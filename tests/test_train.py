@@ -382,3 +382,11 @@ def test_select_trains_on_all_but_the_held_out_item(phases):
     assert len(np.intersect1d(held_out, train_targets)) == 0
     assert sorted(np.concatenate([held_out, train_targets])) == sorted(refit_targets)
     assert len(np.intersect1d(tested, refit_targets)) == 0
+
+
+def test_one_target_a_prefix_trains_on_the_same_targets_and_changes_no_evaluation(phases):
+    together, alone = phases()[0], phases("train.prefixes=true")[0]
+    assert sorted(alone.train.targets()[2]) == sorted(together.train.targets()[2])
+    assert (alone.train.counts == 1).all() and together.train.counts.max() > 1
+    for one, other in zip(alone.evaluation.targets(), together.evaluation.targets(), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdsr_jax.catalogue import PUBLIC, names_of
 from kdsr_jax.data.features import Features, align_features, load_features
-from kdsr_jax.data.interactions import Interactions
+from kdsr_jax.data.interactions import Interactions, sample_users
 from kdsr_jax.data.prepared import load_prepared
 from kdsr_jax.data.sources import amazon, folder, movielens, planted
 from kdsr_jax.data.sources.base import Source, items_by_index
@@ -46,7 +46,7 @@ def load_dataset(data, modalities: Iterable[str] | None = None) -> Dataset:
     still from `<root>/<name>/features/`. A root that is given but has no such folder is an error, not a download.
 
     Args:
-        data: the config's `data` group; `name`, `source`, `root`, `k_core`, `modalities`, `planted` (a mapping, for the
+        data: the config's `data` group; `name`, `source`, `root`, `k_core`, `user_fraction`, `modalities`, `planted` (a mapping, for the
             planted source only) and `manual_dir` (for public data sets only) are read; `config.validate` has checked them.
         modalities: what to load instead of `data.modalities`; () where a model uses no features.
 
@@ -56,7 +56,12 @@ def load_dataset(data, modalities: Iterable[str] | None = None) -> Dataset:
     Raises:
         UserError: there is no such data set, it cannot be downloaded, or its files break the format.
     """
-    wanted = data.modalities if modalities is None else modalities
+    dataset = _load_whole(data, data.modalities if modalities is None else modalities)
+    return dataclasses.replace(dataset, interactions=sample_users(dataset.interactions, data.user_fraction))
+
+
+def _load_whole(data, wanted: Iterable[str]) -> Dataset:
+    """Load with every user."""
     entries = {entry.partition("-")[0]: entry for entry in wanted}
     kind, place = _choose_source(data), Path(data.root) / data.name
     if kind == "planted":

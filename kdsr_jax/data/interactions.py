@@ -122,6 +122,34 @@ def build_interactions(log: RawLog, k_core: int) -> Interactions:
     return interactions
 
 
+def sample_users(interactions: Interactions, fraction: float) -> Interactions:
+    """Keep a share of the users, at least one, with their whole histories; items keep their numbers, met or not.
+
+    Args:
+        interactions: the filtered log.
+        fraction: share that is kept, above 0 and at most 1.
+
+    Returns:
+        The same interactions where all are kept; else those of users that depend on nothing but U and the fraction. A
+        smaller share is part of a larger one.
+    """
+    if fraction == 1:
+        return interactions
+    most = max(1, round(fraction * interactions.num_users))
+    kept = np.sort(np.random.default_rng(0).permutation(interactions.num_users)[:most])
+    lengths = interactions.lengths[kept]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    rows = np.arange(offsets[-1]) + np.repeat(interactions.offsets[kept] - offsets[:-1], lengths)
+    times = interactions.timestamps
+    return dataclasses.replace(
+        interactions,
+        items=interactions.items[rows],
+        offsets=offsets,
+        user_ids=interactions.user_ids[kept],
+        timestamps=None if times is None else times[rows],
+    )
+
+
 def train_lengths(lengths: np.ndarray) -> np.ndarray:
     """Return how many of each user's first items are for training.
 
