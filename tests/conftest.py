@@ -1,9 +1,11 @@
 """Settings for all tests. They go through the environment, so that tests that need no jax do not import it."""
 
 import contextlib
+import logging
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -44,6 +46,25 @@ def data_root() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data is not at {folder}; set KDSR_DATA_ROOT to the folder that holds ml-1m/, beauty/ ...")
     return folder
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run a command line in this process; return exit code, stdout and stderr."""
+
+    from kdsr_jax import main
+
+    def execute(*words):
+        monkeypatch.setattr(sys, "argv", ["main", *map(str, words)])
+        handlers = list(logging.getLogger("kdsr_jax").handlers)
+        try:
+            code = main.main()
+        finally:
+            logging.getLogger("kdsr_jax").handlers[:] = handlers
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return execute
 
 
 # Shapes are such that both phases share their compiled programs: all histories are equally long and longer than

@@ -10,7 +10,7 @@ import types
 import pytest
 
 import kdsr_jax
-from kdsr_jax import cli, main
+from kdsr_jax import cli
 from kdsr_jax.config import differing_keys, to_dict
 from kdsr_jax.errors import UserError
 
@@ -20,23 +20,6 @@ PLANTED = "--config={}/configs/planted.py"
 @pytest.fixture
 def planted(repository):
     return PLANTED.format(repository)
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run a command line in this process; return exit code, stdout and stderr."""
-
-    def execute(*words):
-        monkeypatch.setattr(sys, "argv", ["main", *map(str, words)])
-        handlers = list(logging.getLogger("kdsr_jax").handlers)
-        try:
-            code = main.main()
-        finally:
-            logging.getLogger("kdsr_jax").handlers[:] = handlers
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return execute
 
 
 @pytest.fixture

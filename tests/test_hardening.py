@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 import math
 import shutil
 import subprocess
@@ -10,8 +9,6 @@ import sys
 
 import numpy as np
 import pytest
-
-from kdsr_jax import main
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -26,20 +23,9 @@ ODD_IDS = [
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    """Run a command line in this process; return exit code, stdout and stderr."""
-
-    def execute(words, workdir, *more):
-        monkeypatch.setattr(sys, "argv", ["main", *words, f"--workdir={workdir}", *more])
-        handlers = list(logging.getLogger("kdsr_jax").handlers)
-        try:
-            code = main.main()
-        finally:
-            logging.getLogger("kdsr_jax").handlers[:] = handlers
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return execute
+def command(command):
+    """Run a command line, a list of its words, a workdir and more words, in this process; return what ``command`` returns."""
+    return lambda words, workdir, *more: command(*words, f"--workdir={workdir}", *more)
 
 
 @pytest.fixture

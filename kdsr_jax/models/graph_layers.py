@@ -177,3 +177,19 @@ class KindsOfNodes(nn.Module):
             place = jnp.einsum("bpn,pd->bnd", at, positions[: at.shape[1]] @ of_position)
             nodes[kind] = vectors[kind] @ of_vector + row[None, None] + place
         return nodes
+
+
+def states_of_items(backbone, vectors, shown, history, deterministic):
+    """Run the network of a backbone, a ``Backbone`` with ``official_quirks``, from within its ``__call__``.
+
+    Args:
+      backbone: whose settings the network has, and whose parameter "graph" it becomes.
+      vectors, shown, deterministic: see ``KindsOfNodes``.
+      history: [B, L] int32.
+
+    Returns:
+      [B, L, dim], the states of the item nodes at every position.
+    """
+    settings = ("dim", "max_length", "num_layers", "hidden_dropout", "attention_dropout", "official_quirks")
+    network = KindsOfNodes(**{name: getattr(backbone, name) for name in settings}, name="graph")
+    return graph.at_positions(network(vectors, shown, deterministic)["item"], history)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from kdsr_jax.models import graph
 from kdsr_jax.models.backbones.base import Backbone
 from kdsr_jax.models.embeddings import to_width, uniform
-from kdsr_jax.models.graph_layers import KindsOfNodes
+from kdsr_jax.models.graph_layers import states_of_items
 
 
 class MMSR(Backbone):
@@ -55,13 +55,4 @@ class MMSR(Backbone):
             table = self.param(f"{name}_clusters", uniform(self.dim), (self.num_clusters, self.table_width))
             ids, shown[name] = graph.shown_attributes(inputs.links[name], self.num_clusters)
             vectors[name] = to_width(table, self.dim, f"project_{name}")[jnp.maximum(ids, 0)]
-        network = KindsOfNodes(
-            self.dim,
-            self.max_length,
-            self.num_layers,
-            self.hidden_dropout,
-            self.attention_dropout,
-            self.official_quirks,
-            name="graph",
-        )
-        return graph.at_positions(network(vectors, shown, deterministic)["item"], inputs.history)
+        return states_of_items(self, vectors, shown, inputs.history, deterministic)

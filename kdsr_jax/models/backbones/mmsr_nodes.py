@@ -16,7 +16,7 @@ import flax.linen as nn
 from kdsr_jax.models import graph
 from kdsr_jax.models.backbones.base import Backbone
 from kdsr_jax.models.embeddings import to_width, uniform
-from kdsr_jax.models.graph_layers import KindsOfNodes
+from kdsr_jax.models.graph_layers import states_of_items
 
 
 class MMSRNodes(Backbone):
@@ -39,13 +39,4 @@ class MMSRNodes(Backbone):
         for name in self.modalities:
             vectors[name] = to_width(inputs.vectors[name], self.dim, f"project_{name}")
             shown[name] = shown["item"] & inputs.present[name][..., None]
-        network = KindsOfNodes(
-            self.dim,
-            self.max_length,
-            self.num_layers,
-            self.hidden_dropout,
-            self.attention_dropout,
-            self.official_quirks,
-            name="graph",
-        )
-        return graph.at_positions(network(vectors, shown, deterministic)["item"], inputs.history)
+        return states_of_items(self, vectors, shown, inputs.history, deterministic)
