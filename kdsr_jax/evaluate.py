@@ -42,6 +42,7 @@ class Evaluator:
         self._longest = int(self.history_lengths.max(initial=1))
         self._resident = placement.put(resident)
         self._rank_batch = jax.jit(self._ranks, static_argnames="length")
+        self._top_batch = jax.jit(self._tops, static_argnames=("length", "k"))
         self._candidates = jax.jit(lambda variables: student.apply(variables, method="candidate_vectors"))
 
     def rank(self, params, frozen):
@@ -71,14 +72,46 @@ class Evaluator:
             shown |= batch_shown
         return ranks, float(shown.mean())
 
-    def _ranks(self, variables, candidates, resident, window_ids, length):
-        """Rank the targets of one batch, window ids [1, R]; see ``rank``."""
+    def top_items(self, params, frozen, k):
+        """List the k best items of every target's ranking.
+
+        Args:
+          params, frozen: the student's variables.
+          k: length of a list.
+
+        Returns:
+          [num_targets, min(k, N)] int32 item ids, the best first; 0 at the end of a list that has no more items.
+        """
+        variables = {"params": params, "frozen": frozen}
+        arguments = variables, self._candidates(variables), self._resident
+        lists = np.zeros((self.num_targets, min(k, self._student.num_items)), np.int32)
+        for index in range(self._batches.chunks_per_epoch):
+            length, ids = self._batches.chunk(index)
+            arrays = self._top_batch(*arguments, self._placement.put_rows(ids), length=length, k=lists.shape[1])
+            instance, top = jax.device_get(arrays)
+            real = instance >= 0
+            lists[instance[real]] = top[real]
+        return lists
+
+    def _tops(self, variables, candidates, resident, window_ids, length, k):
+        """List the best items of one batch; see ``top_items``."""
+        batch, scores, _ = self._scores(variables, candidates, resident, window_ids, length)
+        values, top = jax.lax.top_k(scores, k)
+        return batch.instance, jnp.where(values > -jnp.inf, top + 1, 0)
+
+    def _scores(self, variables, candidates, resident, window_ids, length):
+        """Return (batch, scores [S, N] as they are ranked, whether all were finite) of window ids [1, R]."""
         batch = cut_batch(resident, window_ids[0], length, self._num_slots)
         states = self._student.apply(variables, batch.history, method="encode")
         scores = at_slots(states, batch) @ candidates.T
         finite = jnp.all(jnp.isfinite(scores))
         if self._filter_seen:
             scores = self._without_seen(scores, batch, resident)
+        return batch, scores, finite
+
+    def _ranks(self, variables, candidates, resident, window_ids, length):
+        """Rank the targets of one batch, window ids [1, R]; see ``rank``."""
+        batch, scores, finite = self._scores(variables, candidates, resident, window_ids, length)
         ranks = jax.vmap(metrics.rank_of_target)(scores, jnp.maximum(batch.targets - 1, 0))
         return batch.instance, ranks, finite, _in_top(scores, batch.mask, COVERAGE_K)
 

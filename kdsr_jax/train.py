@@ -92,7 +92,7 @@ def train_and_evaluate(config, workdir):
             reporting.say("this run is finished; its result:")
             if not (folder.path / "examples.json").exists():
                 with optional("examples.json"):
-                    _write_examples(_reopen(config, folder, result))
+                    _write_examples(reopen(config, folder, result))
         refresh_report(folder)
         reporting.print_result(result, workdir)
         return result
@@ -113,7 +113,7 @@ def evaluate_workdir(config, workdir):
         result = folder.read_json("result.json")
         if result is None:
             raise UserError(f"--workdir={workdir}: the run is not finished; train it to the end first")
-        runner = _reopen(config, folder, result)
+        runner = reopen(config, folder, result)
         metrics, _ = runner.evaluate(runner.load_best())
         epoch = result["best_epoch"]
         chosen = f"epoch {epoch}" if epoch else f"paper's protocol (epoch of the best {SELECT_METRIC} on test)"
@@ -283,8 +283,20 @@ def _train(run, folder):
     return _result(run, selection, refit, folder)
 
 
-def _reopen(config, folder, result):
-    """Return the PhaseRunner of the refit of a finished run."""
+def reopen(config, folder, result):
+    """Lay a finished run out again; its ``load_best`` gives the state of the chosen epoch.
+
+    Args:
+      config: of the run.
+      folder: its Workdir.
+      result: content of its result.json.
+
+    Returns:
+      PhaseRunner of the refit.
+
+    Raises:
+      UserError: the data is not what the run began with.
+    """
     run = prepare(config)
     folder.claim_data(data_digest(run.dataset))
     return PhaseRunner(run, refit_phase(run, result["best_epoch"]), folder)

@@ -9,6 +9,7 @@ import html
 import itertools
 import math
 import pathlib
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -167,7 +168,9 @@ def standalone(svg: str) -> str:
     start = svg.index(">") + 1
     opening = svg[:start].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     style = f"<style>{CSS}.back{{fill:var(--surface)}}</style>"
-    return f'{opening}{style}<rect class="back" width="100%" height="100%"/>{svg[start:]}\n'
+    x, y, width, height = re.search(r'viewBox="([^"]*)"', svg)[1].split()
+    back = f'<rect class="back" x="{x}" y="{y}" width="{width}" height="{height}"/>'
+    return f"{opening}{style}{back}{svg[start:]}\n"
 
 
 def write_svg(path: str | pathlib.Path, svg: str) -> None:

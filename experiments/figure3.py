@@ -1,0 +1,51 @@
+"""Figure 3 of the paper: frozen tables, tuned tables, and tuned tables with distillation (CDL) on three backbones.
+
+python -m experiments.figure3 --config.data.root=PATH
+"""
+
+import sys
+
+from experiments import tables
+from experiments.panels import arrange, datasets_of, mean_score, runs_of
+from experiments.study import Setting, Study, main
+from kdsr_jax.report.charts import bar_chart
+
+BACKBONES = {"GRU4Rec": "gru4rec", "SASRec": "sasrm", "MMSR": "mmsr_nodes"}  # sasrm: SASRec with tables
+KINDS = {  # what stands before the backbone's name, and what else is set
+    "frozen": ("", ("model.tables=frozen",)),
+    "tuned": ("tuned-", ()),
+    "tuned + CDL": ("kdsr-", ()),
+}
+METRICS = ("hr@20", "mrr@20")
+
+
+def figure(rows):
+    """Return one ``<svg>`` with a row of bar charts for each dataset, the honest protocol's test in percent."""
+    drawn = []
+    for dataset in datasets_of(rows):
+        charts = []
+        for metric in METRICS:
+            series = {
+                kind: [mean_score(runs_of(rows, dataset, f"{name}, {kind}"), "test", metric) for name in BACKBONES]
+                for kind in KINDS
+            }
+            charts.append(bar_chart(f"{dataset}: {metric} on test", list(BACKBONES), series, "backbone", "percent"))
+        drawn.append(charts)
+    return arrange(drawn, "Frozen, tuned and distilled tables on three backbones")
+
+
+STUDY = Study(
+    name="figure3",
+    title="Figure 3: distillation on different backbones",
+    settings={
+        f"{name}, {kind}": Setting(prefix + backbone, words)
+        for name, backbone in BACKBONES.items()
+        for kind, (prefix, words) in KINDS.items()
+    },
+    datasets=("beauty", "sports", "ml1m"),
+    table=tables.metrics_table,
+    figure=figure,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(STUDY))

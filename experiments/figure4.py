@@ -1,0 +1,89 @@
+"""Figure 4 of the paper: larger encoders of texts and images, against the width of the embeddings.
+
+    python -m experiments.figure4 --config.data.root=PATH
+    python -m experiments.figure4 --config.data.root=PATH --only="text minilm, d=64; text mpnet, d=64"
+
+One modality at a time, KDSR on SASRM. An encoder takes part where PATH/<dataset>/features/<modality>-<encoder>.npz is there;
+the paper's own encoders are among those that are looked for. The planted shop has one encoder a modality.
+"""
+
+import sys
+
+from experiments import tables
+from experiments.panels import arrange, datasets_of, mean_score, runs_of
+from experiments.study import DATASETS, Setting, Study, main
+from kdsr_jax.report.charts import line_chart
+
+# Modality -> encoder -> its parameters in millions, smallest first.
+_TEXT = {"wordllama": 8.2, "minilm": 22.7, "mpnet": 109.5, "t5-base": 109.6, "t5-large": 334.9}
+_IMAGE = {"efficientnet-lite0": 4.65, "efficientnet-lite2": 6.09, "resnet18": 11.7, "resnet50": 25.6, "swin-t": 28.3}
+ENCODERS = {
+    "text": _TEXT | {"chatglm": 6_200, "llama-13b": 13_000},
+    "image": _IMAGE | {"resnet101": 44.5, "swin-b": 87.8},
+}
+PLANTED = "facets"  # what its features files are called
+DIMS = (64, 128, 256)
+PLANTED_DIMS = (16, 32, 64)  # its features have no more dimensions
+METRICS = ("hr@20", "mrr@20")
+
+
+def _settings():
+    found, real = {}, tuple(name for name in DATASETS if name != "planted")
+    for modality, encoders in ENCODERS.items():
+        places = [(encoder, DIMS, real) for encoder in encoders] + [(PLANTED, PLANTED_DIMS, ("planted",))]
+        for encoder, dims, datasets in places:
+            for dim in dims:
+                words = f"data.modalities={modality}-{encoder}", f"model.dim={dim}"
+                found[f"{modality} {encoder}, d={dim}"] = Setting("kdsr-sasrm", words, datasets)
+    return found
+
+
+def table(rows):
+    """Return the markdown of all runs, with the size of their encoders."""
+
+    def size(row):
+        modality, encoder = row["label"].split(",")[0].split(" ")
+        millions = ENCODERS[modality].get(encoder)
+        return f"{millions:,}" if millions else ""
+
+    return tables.metrics_table(rows, extra={"encoder's parameters, millions": size})
+
+
+def figure(rows):
+    """Return one ``<svg>`` with a row of charts for each dataset and modality: metric by encoder, a line for each width."""
+    drawn = []
+    for dataset in datasets_of(rows):
+        for modality, encoders in ENCODERS.items():
+            present = [name for name in (*encoders, PLANTED) if _points(rows, dataset, modality, [name], METRICS[0])]
+            numbered = ", ".join(f"{number} {name}" for number, name in enumerate(present, 1))
+            charts = []
+            for metric in METRICS if present else ():
+                series = _points(rows, dataset, modality, present, metric)
+                labels = "encoder, smallest first", f"{metric} on test, percent"
+                charts.append(line_chart(f"{dataset}, {modality}: {numbered}", series, *labels))
+            drawn.append(charts)
+    return arrange(drawn, "Metrics by encoder and width of the embeddings")
+
+
+def _points(rows, dataset, modality, encoders, metric):
+    """Return dict "d=..." -> [(number of the encoder, mean on test), ...], only what has been run."""
+    series = {}
+    for dim in sorted({*DIMS, *PLANTED_DIMS}):
+        for number, encoder in enumerate(encoders, 1):
+            score = mean_score(runs_of(rows, dataset, f"{modality} {encoder}, d={dim}"), "test", metric)
+            if score is not None:
+                series.setdefault(f"d={dim}", []).append((number, score))
+    return series
+
+
+STUDY = Study(
+    name="figure4",
+    title="Figure 4: encoders and widths",
+    settings=_settings(),
+    datasets=("beauty", "ml1m"),
+    table=table,
+    figure=figure,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(STUDY))

@@ -1,0 +1,78 @@
+"""A finished run as one line of runs.jsonl.
+
+A row is an object with
+  kind           "run"
+  dataset, label, seed, variant, words    what was run (experiments/study.py)
+  config         every field that can change a result, by dotted name
+  data_sha256    of the data, None where the study trains nothing
+  validation, test, paper    metrics in percent, by name; see the protocols in the README; None where not run
+  best_epoch, epochs, paper_epochs, train_seconds, eval_seconds, parameters, teacher    as in result.json
+  measures       what the study measured besides, by name
+  device, cores, versions, commit    where and with what it ran
+A comparison of two settings, user by user, is an object of kind "comparison"; see experiments/significance.py.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+
+from kdsr_jax.config import NOT_FINGERPRINTED, flatten, to_dict
+from kdsr_jax.files import replace_file
+from kdsr_jax.report.files import read_json
+
+RESULT = ("validation", "test", "paper", "paper_epochs", "best_epoch", "epochs", "train_seconds", "eval_seconds") + (
+    *("parameters", "teacher", "device", "versions"),
+)
+
+
+def make_row(study, job):
+    """Do a job, or go on with it, and return its row."""
+    note = job.workdir.with_suffix(".commit.json")  # beside the folder, which only takes what it knows
+    if not note.exists():
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, current_commit())
+    result = read_json(job.workdir / "result.json")
+    if result is None:
+        result = study.work(job.config, job.workdir)
+    if not study.trains:
+        job.workdir.mkdir(exist_ok=True)
+        write_json(job.workdir / "result.json", result)
+    saved = read_json(job.workdir / "config.json") or {}
+    row = {"kind": "run", "dataset": job.dataset, "label": job.label, "seed": job.seed}
+    row |= {"variant": job.setting.variant, "words": list(job.setting.words), "config": relevant(job.config)}
+    row |= {"data_sha256": saved.get("data_sha256")} | {name: result.get(name) for name in RESULT}
+    row["measures"] = {name: _measured(name, measure, job) for name, measure in study.measures.items()}
+    row["measures"] |= {} if study.trains else {study.name: result}
+    return row | {"cores": os.cpu_count(), "commit": read_json(note)}
+
+
+def relevant(config):
+    """Return the fields of a config that can change a result, by dotted name."""
+    return {name: value for name, value in flatten(to_dict(config)).items() if name not in NOT_FINGERPRINTED}
+
+
+def write_json(path, content):
+    """Write a JSON file by rename."""
+    replace_file(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
+
+
+def current_commit():
+    """Return the commit that runs, with "+" behind it where files differ from it; "unknown" outside a repository."""
+    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def _measured(name, measure, job):
+    """Return what a measure says of a finished run, kept in its folder."""
+    file = job.workdir / f"measure-{name}.json"
+    found = read_json(file)
+    if found is None:
+        found = measure(job.config, job.workdir)
+        write_json(file, found)
+    return found

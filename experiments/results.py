@@ -1,0 +1,146 @@
+"""What is known of a study: RESULTS/<study>/runs.jsonl, and the table, the figure and the index that are drawn from it."""
+
+import contextlib
+import fcntl
+import json
+import pathlib
+import statistics
+
+from experiments import index, significance
+from experiments.records import relevant
+from kdsr_jax.files import replace_file
+from kdsr_jax.report.charts import write_svg
+from kdsr_jax.report.files import read_lines
+
+FOLDER = pathlib.Path(__file__).parent / "results"
+
+
+class Store:
+    """The results of a study.
+
+    Attributes:
+      folder: RESULTS/<study>.
+      file: its runs.jsonl.
+    """
+
+    def __init__(self, root, study):
+        """Open a study's results below a folder; nothing is made before there is something to write."""
+        self.study, self.root = study, pathlib.Path(root)
+        self.folder = self.root / study.name
+        self.file = self.folder / "runs.jsonl"
+
+    def rows(self):
+        """Return the objects of runs.jsonl in the order of the study."""
+        return ordered(read_lines(self.file), self.study)
+
+    def holds(self, job):
+        """Say whether a job's run stands in runs.jsonl, with the same config."""
+        return any(
+            _key(row) == _key(job) and same_config(row["config"], relevant(job.config)) for row in _runs(self.rows())
+        )
+
+    def add(self, job, row):
+        """Put a run's row in the place of an older one, drop comparisons with that, and draw everything anew."""
+
+        def replace(rows):
+            kept = [r for r in rows if _key(r) != _key(row)]
+            if len(kept) < len(rows):
+                kept = [r for r in kept if not _compares(r, row)]
+            return [*kept, row]
+
+        self._change(replace)
+        self.draw()
+
+    def compare(self, jobs):
+        """Compare the study's reference with every other setting, user by user, where the folders of both are at hand."""
+        made = significance.compare_jobs(self.study.reference, [job for job in jobs if self.holds(job)])
+        keys = {_comparison(row) for row in made}
+        self._change(lambda rows: [*(row for row in rows if _comparison(row) not in keys), *made])
+
+    def draw(self):
+        """Write table.md, figure.svg and the index of all studies."""
+        rows = self.rows()
+        text = f"# {self.study.title}\n\n{self.study.table(rows)}"
+        replace_file(self.folder / "table.md", lambda file: file.write(text.encode()))
+        svg = self.study.figure(rows) if self.study.figure else ""
+        if svg:
+            write_svg(self.folder / "figure.svg", svg)
+        index.write_index(self.root)
+
+    def expected_seconds(self, job):
+        """Return about how long a job takes: the median of the runs of its backbone on its dataset in any study, or None."""
+        files = self.root.glob("*/runs.jsonl")
+        rows = [row for file in files for row in _runs(read_lines(file)) if row["dataset"] == job.dataset]
+        backbone = job.config.model.name
+        similar = [row for row in rows if row["config"]["model.name"] == backbone and row.get("train_seconds")]
+        return statistics.median(row["train_seconds"] + row["eval_seconds"] for row in similar) if similar else None
+
+    def _change(self, change):
+        """Replace the rows; other processes that work on the same study wait for each other."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder):
+            rows = ordered(change(read_lines(self.file)), self.study)
+            text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+            replace_file(self.file, lambda file: file.write(text.encode()))
+
+
+def ordered(rows, study):
+    """Sort rows by dataset, setting and seed as the study has them; runs before comparisons, settings it lacks left out."""
+    labels = list(study.settings)
+    known = [row for row in rows if row.get("label") in labels]
+
+    def place(row):
+        dataset = row["dataset"]
+        rank = study.datasets.index(dataset) if dataset in study.datasets else len(study.datasets)
+        return (
+            row["kind"] != "run",
+            rank,
+            dataset,
+            labels.index(row["label"]),
+            row.get("seed", 0),
+            row.get("metric", ""),
+        )
+
+    return sorted(known, key=place)
+
+
+def same_config(saved, current):
+    """Say whether a row's config is a job's; a field that is newer than the row must have its default value.
+
+    Args:
+      saved, current: fields by dotted name.
+    """
+    from configs.default import get_config
+
+    saved = relevant(get_config()) | saved
+    return all(saved[name] == value for name, value in current.items())
+
+
+def _runs(rows):
+    return [row for row in rows if row.get("kind") == "run"]
+
+
+def _key(run):
+    """Return what tells runs of a study apart, of a row or a Job."""
+    if isinstance(run, dict):
+        return (run["dataset"], run["label"], run["seed"]) if run.get("kind") == "run" else None
+    return run.dataset, run.label, run.seed
+
+
+def _comparison(row):
+    return (row["dataset"], row["label"], row["reference"], row["metric"]) if row.get("kind") == "comparison" else None
+
+
+def _compares(row, run):
+    return (
+        row["kind"] == "comparison"
+        and row["dataset"] == run["dataset"]
+        and run["label"] in (row["label"], row["reference"])
+    )
+
+
+@contextlib.contextmanager
+def _locked(folder):
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

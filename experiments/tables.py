@@ -1,0 +1,220 @@
+"""Tables of runs in markdown: what was measured, beside what the paper reports, with marks of significance.
+
+Everything here is a pure function of the rows of runs.jsonl (experiments/records.py).
+"""
+
+import json
+import pathlib
+import statistics
+
+from experiments.panels import datasets_of, runs_of
+from experiments.significance import average_gain, best_baseline, holm
+from kdsr_jax.labels import PAPER as PAPERS_PROTOCOL
+
+# What the paper prints, in percent: dataset -> label -> values, in the order of its "metrics".
+PAPER = json.loads((pathlib.Path(__file__).parent / "paper.json").read_text())
+METRICS = tuple(PAPER["metrics"])
+SELECTED_BY = "mrr@20"
+LEVEL = 0.05  # of adjusted p below which a difference is marked
+NONE = "–"
+INTRO = (
+    "In percent of the test targets, all items ranked, ties against the target. The columns of a metric are at the "
+    "epoch chosen on validation (e*), tested once; their best values are bold. With several seeds they are mean ± "
+    "standard deviation over the seeds, which share the teacher's seed; all else is the mean. Several metrics in one "
+    "column are "
+    f'{{metrics}}. "{PAPERS_PROTOCOL}" takes each metric\'s best epoch on the test part: compare that with published '
+    "tables only."
+)
+
+
+def metrics_table(rows, metrics=METRICS, paper=None, extra=None):
+    """Set runs out in one table a dataset: honest metrics, the paper's protocol, the paper's numbers, epochs, seconds.
+
+    Args:
+      rows: of runs.jsonl, runs and comparisons; the table keeps the order of datasets and settings.
+      metrics: names of what is shown.
+      paper: dict dataset -> label -> what the paper reports, in the order of ``metrics``, None where it has nothing.
+      extra: dict heading -> (run -> number, of which the mean over seeds is shown, or text, or None), further columns.
+
+    Returns:
+      Markdown; columns without content are left out, and without runs there is a sentence.
+    """
+    parts = [INTRO.format(metrics=" / ".join(metrics))]
+    for dataset in datasets_of(rows):
+        runs = runs_of(rows, dataset)
+        comparisons = [row for row in rows if row["kind"] == "comparison" and row["dataset"] == dataset]
+        adjusted = holm([row["p"] for row in comparisons])
+        compared = {(row["label"], row["metric"]): (row, p) for row, p in zip(comparisons, adjusted, strict=True)}
+        marked = {key for key, (_, p) in compared.items() if p < LEVEL}
+        parts.append(f"## {dataset}")
+        parts.append(_results(runs, metrics, (paper or {}).get(dataset, {}), extra or {}, marked))
+        if compared:
+            parts += [_comparisons(compared, metrics), _gain(runs, metrics, comparisons[0]["reference"])]
+        parts.append(_provenance(runs))
+    return "\n\n".join(filter(None, parts)) + "\n" if len(parts) > 1 else "No run is finished yet.\n"
+
+
+def markdown(header, lines):
+    """Return the text of one table.
+
+    Args:
+      header: headings.
+      lines: lists of cells, as long as the header; anything that can be text.
+    """
+    ruler = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in (header, ruler, *lines))
+
+
+def per_modality(rows, name, values):
+    """Return extra columns, one a modality.
+
+    Args:
+      rows: of runs.jsonl.
+      name: of what is shown.
+      values: run -> dict modality -> number, or None.
+
+    Returns:
+      dict heading -> (run -> number or None), for ``metrics_table``.
+    """
+    modalities = sorted({modality for row in rows if row["kind"] == "run" for modality in values(row) or {}})
+    return {f"{name}, {m}": lambda row, modality=m: (values(row) or {}).get(modality) for m in modalities}
+
+
+def _cell(value):
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _results(runs, metrics, paper, extra, marked):
+    """Return the table of a dataset's runs."""
+    settings = {}
+    for run in runs:
+        settings.setdefault(run["label"], []).append(run)
+
+    def column(cell):
+        return [cell(group) for group in settings.values()]
+
+    columns = {"setting": list(settings)} | {metric: _honest(settings, metric, marked) for metric in metrics}
+    columns["seeds"] = column(len)
+    columns[PAPERS_PROTOCOL] = column(lambda group: _joined(_mean(group, "paper", metric) for metric in metrics))
+    columns["the paper reports"] = [_joined(paper.get(label, ())) for label in settings]
+    for heading, value in extra.items():
+        columns[heading] = column(lambda group, value=value: _summary([value(run) for run in group]))
+    columns[f"validation {SELECTED_BY}"] = column(lambda group: _percent(_mean(group, "validation", SELECTED_BY)))
+    columns["e*"] = column(lambda group: _each([run["best_epoch"] for run in group]))
+    columns["epochs"] = column(lambda group: _each([run["epochs"] for run in group]))
+    columns["s training"] = column(lambda group: f"{statistics.fmean(run['train_seconds'] or 0 for run in group):,.0f}")
+    columns = {heading: cells for heading, cells in columns.items() if set(cells) != {NONE}}
+    return markdown(list(columns), list(zip(*columns.values(), strict=True)))
+
+
+def _honest(settings, metric, marked):
+    """Return a metric's cells: mean ± sd over seeds, the best one bold, those that differ from the reference marked."""
+    values = {label: [run["test"][metric] for run in group if run["test"]] for label, group in settings.items()}
+    means = [statistics.fmean(found) for found in values.values() if found]
+    cells = []
+    for label, found in values.items():
+        text = _percent(statistics.fmean(found) if found else None)
+        text += f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
+        best = len(means) > 1 and found and statistics.fmean(found) == max(means)
+        cells.append((f"**{text}**" if best else text) + ("†" if (label, metric) in marked else ""))
+    return cells
+
+
+def _comparisons(compared, metrics):
+    """Return what was found user by user, one line a setting."""
+    first = next(iter(compared.values()))[0]
+    labels = dict.fromkeys(label for label, _ in compared)
+    shown = [metric for metric in metrics if any((label, metric) in compared for label in labels)]
+    welch = any(row["welch_p"] is not None for row, _ in compared.values())
+    header = [f"{first['reference']} minus", *shown, *(["Welch's p (underpowered below 5 seeds)"] if welch else [])]
+    lines = []
+    for label in labels:
+        found = [compared.get((label, metric)) for metric in shown]
+        lines.append([label, *(_difference(*pair) if pair else NONE for pair in found)])
+        if welch:
+            p = (pair[0]["welch_p"] if pair else None for pair in found)
+            lines[-1].append(" / ".join(NONE if value is None else f"{value:.2g}" for value in p))
+    seeds = sorted({seed for row, _ in compared.values() for seed in row["seeds"]})
+    counts = sorted(row["users"] for row, _ in compared.values())
+    users = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
+    text = (
+        f"† differs from {first['reference']}: p < {LEVEL}, paired over {users} users (their metrics averaged over the "
+        f"seeds that both have, of {_listed(seeds)}), by Holm's method for the {len(compared)} comparisons of "
+        "this dataset. In percentage points, with 95 % intervals, not adjusted, and adjusted p"
+        f"{'; Welch tests the means of the seeds, users unpaired' if welch else ''}:"
+    )
+    return f"{text}\n\n{markdown(header, lines)}"
+
+
+def _difference(row, p):
+    return f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] p {p:.2g}".replace("-", "−")
+
+
+def _gain(runs, metrics, reference):
+    """Say what the reference gains over the best setting without distillation; "" where it cannot be said."""
+    others = [run for run in runs if run["label"] != reference]
+    plain = [run for run in others if run["validation"] and not run["config"].get("distill.enabled")]
+    ours = [_mean([run for run in runs if run["label"] == reference], "test", metric) for metric in metrics]
+    if not plain or None in ours:
+        return ""
+    best = best_baseline(plain, plain[0]["dataset"], reference)
+    theirs = [_mean([run for run in plain if run["label"] == best], "test", metric) for metric in metrics]
+    if not all(theirs):
+        return ""
+    gain = f"{100 * average_gain(ours, theirs):+.1f}".replace("-", "−")
+    return (
+        f"Best baseline, a setting without distillation, by validation {SELECTED_BY}: {best}. Average relative gain of "
+        f"{reference}: {gain} %, the mean over {', '.join(metrics)} of "
+        f"{reference} / {best} − 1."
+    )
+
+
+def _provenance(runs):
+    """Say where, with what and for how long a dataset's runs ran."""
+    versions = {f"{name} {version}" for run in runs for name, version in (run["versions"] or {}).items()}
+    commits = _listed(sorted({run["commit"] for run in runs}))
+    seconds = sum((run["train_seconds"] or 0) + (run["eval_seconds"] or 0) for run in runs)
+    changed = ' ("+": with changes since)' if "+" in commits else ""
+    return (
+        f"Hardware: {'; '.join(sorted({_machine(run) for run in runs}))}. Versions: {_listed(sorted(versions))}. "
+        f"Commits: {commits}{changed}. Seeds: {_listed(sorted({run['seed'] for run in runs}))}. {len(runs)} "
+        f"run{'s'[: len(runs) > 1]}, {seconds:,.0f} s of training and evaluation."
+    )
+
+
+def _machine(run):
+    return f"{run['device'] or 'unknown device'}, {run['cores']} cores"
+
+
+def _mean(runs, protocol, metric):
+    """Return the mean of a metric over the runs that have it, or None."""
+    values = [run[protocol][metric] for run in runs if run[protocol]]
+    return statistics.fmean(values) if values else None
+
+
+def _summary(values):
+    """Return the mean of numbers by three digits, or texts one after the other."""
+    found = [value for value in values if value is not None]
+    if not found or any(isinstance(value, str) for value in found):
+        return _listed(found)
+    return f"{statistics.fmean(found):.3g}"
+
+
+def _percent(value):
+    return NONE if value is None else f"{value:.2f}"
+
+
+def _joined(values):
+    """Return percentages as "a / b"; a dash where there are none."""
+    cells = [_percent(value) for value in values]
+    return " / ".join(cells) if set(cells) - {NONE} else NONE
+
+
+def _listed(values):
+    """Return distinct values, in their order, as "a, b"; a dash where there are none."""
+    return ", ".join(str(value) for value in dict.fromkeys(values) if value is not None) or NONE
+
+
+def _each(values):
+    """Return the seeds' values as "a, b", once where all are the same."""
+    return _listed(values) if len(set(values)) == 1 else ", ".join(NONE if v is None else str(v) for v in values)

@@ -1,0 +1,111 @@
+"""Cold items: bins, means and intervals held against what was worked by hand, and their table and picture."""
+
+import re
+
+import numpy as np
+import pytest
+
+from experiments import cold_items
+from experiments.cold_items import by_bin, intervals, measure
+from kdsr_jax.errors import UserError
+
+
+def write_ranks(folder, **changed):
+    arrays = {
+        "user": [0, 0, 1, 2, 2],
+        "rank": [1, 40, 4, 2, 21],
+        "target_train_count": [0, 1, 4, 50, 900],
+        "history_length": [4, 5, 19, 49, 50],
+    }
+    arrays = {name: np.array(values, np.int32) for name, values in (arrays | changed).items() if values is not None}
+    np.savez(folder / "ranks.npz", position=np.arange(5), **arrays)
+
+
+def test_targets_of_a_run_go_to_their_bins(tmp_path):
+    write_ranks(tmp_path)
+    found = measure(None, tmp_path)
+    sizes = {grouping: {name: bin_["targets"] for name, bin_ in bins.items()} for grouping, bins in found.items()}
+    assert sizes == {
+        "popularity": {"0": 1, "1–4": 2, "50+": 2},
+        "history": {"1–4": 1, "5–9": 1, "10–19": 1, "20–49": 1, "50+": 1},
+    }
+    popular = found["popularity"]
+    assert popular["0"] == {"targets": 1, "users": 1, "hr@20": [100, 100, 100], "mrr@20": [100, 100, 100]}
+    assert popular["1–4"]["users"] == 2 and popular["1–4"]["hr@20"][0] == 50 and popular["1–4"]["mrr@20"][0] == 12.5
+    # Of the last bin both targets are one user's, so every draw holds both: rank 2 counts a half, rank 21 nothing.
+    assert popular["50+"] == {"targets": 2, "users": 1, "hr@20": [50, 50, 50], "mrr@20": [25, 25, 25]}
+
+
+@pytest.mark.parametrize("value", range(60))
+def test_bins_hold_what_their_names_say(value):
+    (name,) = by_bin(np.array([value]), np.array([1]), np.array([0]))
+    low, high = re.fullmatch(r"(\d+)(?:–(\d+)|\+)?", name).groups()
+    assert int(low) <= value and (value <= int(high or low) or name.endswith("+"))
+
+
+def test_two_users_give_the_interval_of_their_four_draws():
+    # Draws of two users: AA, AB, BA and BB, so that 2.5 and 97.5 percent lie in those of BB and AA.
+    assert intervals({"m": np.array([100.0, 0.0])}, np.array([7, 3])) == {"m": [50, 0, 100]}
+
+
+def test_users_weigh_by_their_targets():
+    values, users = np.array([8.0, 8.0, 8.0, 0.0]), np.array([1, 1, 1, 2])
+    assert intervals({"m": values}, users)["m"] == [6, 0, 8]
+
+
+def test_intervals_are_those_of_the_normal_law_where_there_are_many_users():
+    rng = np.random.default_rng(1)
+    values = rng.normal(10, 5, 2500)
+    mean, low, high = intervals({"m": values}, np.arange(2500))["m"]
+    error = values.std() / 50
+    assert mean == pytest.approx(values.mean()) and [low, high] == pytest.approx(
+        [mean - 1.96 * error, mean + 1.96 * error], abs=0.15 * error
+    )
+
+
+def test_users_with_several_alike_targets_widen_the_interval():
+    values = np.random.default_rng(1).normal(10, 5, 400)
+    alone = intervals({"m": np.repeat(values, 4)}, np.arange(1600))["m"]
+    together = intervals({"m": np.repeat(values, 4)}, np.repeat(np.arange(400), 4))["m"]
+    assert together[0] == pytest.approx(alone[0])
+    assert (together[2] - together[1]) / (alone[2] - alone[1]) == pytest.approx(2, rel=0.1)
+
+
+@pytest.mark.parametrize("change", [{"rank": None}, None])
+def test_ranks_that_are_damaged_or_missing_are_one_line(tmp_path, change):
+    if change:
+        write_ranks(tmp_path, **change)
+    with pytest.raises(UserError, match=r"ranks\.npz") as caught:
+        measure(None, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def make_row(label, seed, popularity):
+    row = {"kind": "run", "dataset": "beauty", "label": label, "seed": seed, "config": {}, "commit": "abc", "cores": 2}
+    row |= dict.fromkeys(("test", "validation", "paper", "best_epoch", "versions", "eval_seconds"))
+    bins = {
+        name: {"targets": 1234, "users": 5, "hr@20": values, "mrr@20": values} for name, values in popularity.items()
+    }
+    measures = {"cold_items": {"popularity": bins, "history": {}}}
+    return row | {"epochs": 1, "train_seconds": 1.0, "device": "1 x cpu", "measures": measures}
+
+
+ROWS = [
+    make_row("SASRec", 0, {"0": [1.0, 0.5, 2.0], "5–9": [10.0, 9.0, 11.0]}),
+    make_row("SASRec", 1, {"0": [2.0, 1.5, 3.0], "5–9": [10.0, 9.0, 11.0]}),
+    make_row("KDSR", 0, {"0": [3.0, 2.0, 4.0]}),
+]
+
+
+def test_the_table_holds_means_over_seeds_with_intervals_and_empty_cells_where_a_bin_is_empty():
+    lines = cold_items.table(ROWS).splitlines()
+    start = lines.index("**beauty: mrr@20 by popularity**, times the target stands in train parts")
+    assert lines[start + 2] == "| setting | 0 (1,234) | 5–9 (1,234) |"
+    assert lines[start + 4] == "| SASRec | 1.50 [1.00, 2.50] | 10.00 [9.00, 11.00] |"
+    assert lines[start + 5] == "| KDSR | 3.00 [2.00, 4.00] |  |"
+
+
+def test_the_picture_has_bars_for_every_bin_that_is_filled():
+    drawn = cold_items.figure(ROWS)
+    assert "<title>SASRec, 0: 1.5</title>" in drawn and "<title>KDSR, 0: 3</title>" in drawn
+    assert "KDSR, 5–9" not in drawn and "hr@20 on test by history" in drawn

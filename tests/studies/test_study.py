@@ -1,0 +1,186 @@
+"""The runner of studies: what is planned, skipped, resumed, kept, and drawn."""
+
+import json
+import re
+
+import pytest
+
+from experiments import study as module
+from experiments.results import Store, same_config
+from experiments.study import Setting, Study, main
+
+TINY = [
+    *("--datasets=planted", "--config.data.planted.num_users=60", "--config.data.planted.num_items=40"),
+    *("--config.data.planted.mean_length=8", "--config.data.planted.feature_dim=16", "--config.model.dim=8"),
+    *("--config.teacher.num_codes=8", "--config.teacher.num_splits=4", "--config.teacher.num_pairs=500"),
+    "--epochs=1",
+]
+
+
+def table(rows):
+    return "".join(f"{row['kind']} {row['label']} {row.get('seed', row.get('metric'))}\n" for row in rows)
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """Stand in for training; ``calls`` are the folders it was given."""
+
+    class Work:
+        __name__ = "train"
+
+        def __init__(self):
+            self.calls = []
+
+        def __call__(self, config, workdir):
+            self.calls.append(workdir)
+            workdir.mkdir()
+            result = {"test": {"hr@20": 1.0}, "train_seconds": 60.0, "eval_seconds": 3.0}
+            (workdir / "result.json").write_text(json.dumps(result))
+            return result
+
+    work = Work()
+    monkeypatch.setattr(module, "train", work)
+    return work
+
+
+@pytest.fixture
+def run(work, tmp_path, capsys):
+    """Run a study of stand-ins; returns (exit code, stdout, stderr)."""
+
+    def execute(*words, study=None):
+        study = study or make_study(work)
+        code = main(study, [*TINY, f"--folder={tmp_path / 'runs'}", f"--results={tmp_path / 'results'}", *words])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return execute
+
+
+def make_study(work, **changes):
+    settings = {
+        "ids": Setting("sasrec"),
+        "tuned": Setting("tuned-sasrm"),
+        "KDSR": Setting("", ("distill.lambda_code=0.1",)),
+    }
+    values = {"name": "some", "title": "Some", "settings": settings, "table": table, "work": work} | changes
+    return Study(**values)
+
+
+def rows_of(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "results" / "some" / "runs.jsonl").read_text().splitlines()]
+
+
+def test_every_setting_and_seed_runs_once_and_stands_in_the_table(run, work, tmp_path):
+    code, out, _ = run("--seeds=0,1")
+    assert code == 0 and len(work.calls) == 6 and len(set(work.calls)) == 6
+    rows = rows_of(tmp_path)
+    assert [(row["label"], row["seed"]) for row in rows] == [(n, s) for n in ("ids", "tuned", "KDSR") for s in (0, 1)]
+    assert rows[4]["config"]["distill.lambda_code"] == 0.1 and rows[4]["config"]["seed"] == 0
+    assert rows[4]["words"] == ["distill.lambda_code=0.1"] and rows[4]["test"] == {"hr@20": 1.0}
+    assert (tmp_path / "results" / "some" / "table.md").read_text() == "# Some\n\n" + table(rows)
+    assert "[6/6] some: planted, KDSR, seed 1" in out
+    code, out, _ = run("--seeds=0,1")
+    assert code == 0 and len(work.calls) == 6 and "6 of 6 runs stand in" in out
+
+
+def test_what_changed_is_run_again_and_takes_the_place_of_the_old(run, work, tmp_path):
+    run()
+    run("--config.model.num_layers=1")
+    assert len(work.calls) == 6 and [row["config"]["model.num_layers"] for row in rows_of(tmp_path)] == [1, 1, 1]
+    run("--config.model.num_layers=1", "--again")
+    assert len(work.calls) == 6  # their folders hold the results
+
+
+def test_a_run_that_fails_is_listed_and_done_at_the_next_call(run, work, tmp_path, monkeypatch):
+    monkeypatch.setattr(work.__class__, "__call__", fail_once(work.__class__.__call__, "sasrec"))
+    code, _, err = run()
+    assert code == 1 and err == "failed: planted, ids, seed 0: MemoryError: no room\n"
+    assert [row["label"] for row in rows_of(tmp_path)] == ["tuned", "KDSR"]
+    code, _, err = run()
+    assert (code, err) == (0, "")
+    assert [row["label"] for row in rows_of(tmp_path)] == ["ids", "tuned", "KDSR"]
+
+
+def fail_once(call, start):
+    failed = []
+
+    def work(self, config, workdir):
+        if workdir.name.startswith(start) and not failed:
+            failed.append(workdir)
+            raise MemoryError("no room\nfor this")
+        return call(self, config, workdir)
+
+    return work
+
+
+def test_shards_part_the_runs(run, work, tmp_path):
+    for part in (1, 2):
+        assert run(f"--shard={part}/2", "--seeds=0,1,2", f"--results={tmp_path / str(part)}")[0] == 0
+    assert len(work.calls) == len(set(work.calls)) == 9
+
+
+def test_dry_run_estimates_by_what_ran_and_runs_nothing(run, work, tmp_path):
+    _, out, _ = run("--dry-run")
+    assert out.count("no idea how long") == 3 and out.endswith("in all 0:00:00 and 3 runs of unknown length\n")
+    assert not work.calls and not (tmp_path / "results").exists() and not (tmp_path / "runs").exists()
+    run("--only=ids")
+    _, out, _ = run("--dry-run", "--seeds=0,1")
+    assert re.search(r"planted, ids, seed 1: 0:01:03, \S*/planted/sasrec-\w{10}-seed1\n", out)
+    assert "ids, seed 0" not in out and out.endswith("in all 0:01:03 and 4 runs of unknown length\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--datasets=books"], "error: --datasets: there is no 'books'; there are planted, beauty"),
+        (["--only=KDRS"], "error: --only: there is no 'KDRS'; there are ids, tuned, KDSR"),
+        (["--seeds=0,x"], "error: --seeds: 'x' is not a whole number"),
+        (["--shard=3/2"], "error: --shard=3/2: write i/n with i from 1 to n"),
+        (["--config.model.dmi=8"], "error: --config.model.dmi: unknown config field"),
+        (["--epochs=0"], "error: --config.train.epochs=0"),
+    ],
+)
+def test_a_mistake_is_one_line(run, work, words, line):
+    code, _, err = run(*words)
+    assert code == 2 and err.startswith(line) and err.count("\n") == 1 and not work.calls
+
+
+def test_absent_data_is_left_out_with_a_word(run, work, tmp_path):
+    code, out, _ = run("--datasets=beauty,planted", f"--config.data.root={tmp_path}")
+    assert code == 0 and f"beauty: left out, there is no folder {tmp_path / 'beauty'}" in out
+    assert len(work.calls) == 3
+
+
+def test_a_setting_may_name_the_folder_of_one_before_it(work, run, tmp_path):
+    settings = {"ids": Setting("sasrec"), "KDSR": Setting("", ("forgetting.reference_workdir={ids}",))}
+    assert run(study=make_study(work, settings=settings))[0] == 0
+    plain, pointed = work.calls
+    assert pointed != plain
+    seen = module.plan(
+        make_study(work, settings=settings), _arguments(tmp_path), [*TINY[1:-1], "--config.train.epochs=1"]
+    )
+    assert seen[1].config.forgetting.reference_workdir == str(plain) and seen[1].workdir == pointed
+
+
+def _arguments(tmp_path):
+    import argparse
+
+    return argparse.Namespace(datasets="planted", seeds="0", only="", folder=str(tmp_path / "runs"))
+
+
+def test_a_field_newer_than_a_row_must_have_its_default():
+    from configs.default import get_config
+    from experiments.records import relevant
+
+    now = relevant(get_config())
+    old = {name: value for name, value in now.items() if name != "train.prefixes"}
+    assert same_config(old, now) and same_config(now, now)
+    assert not same_config(old, now | {"train.prefixes": True})
+    assert not same_config(old | {"seed": 1}, now)
+
+
+def test_rows_of_settings_that_are_no_more_are_dropped(run, work, tmp_path):
+    run()
+    study = make_study(work, settings={"ids": Setting("sasrec")})
+    store = Store(tmp_path / "results", study)
+    assert [row["label"] for row in store.rows()] == ["ids"]
