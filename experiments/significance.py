@@ -1,16 +1,16 @@
 """Whether a study's reference beats another setting, user by user: paired bootstrap and permutation, Holm, Welch.
 
-The unit is the user. A metric is a mean over test instances, so a user's share in it is the sum over its instances, averaged over
-seeds, and the statistic is the sum over users divided by the number of instances. Whole users are drawn or have their sign
-flipped: instances of one user are not independent.
+The unit is the user. A metric is a mean over test instances, so a user's share in it is the sum over its instances,
+averaged over seeds, and the statistic is the sum over users divided by the number of instances. Whole users are drawn
+or have their sign flipped: instances of one user are not independent.
 
 A comparison is an object of runs.jsonl with
   kind                      "comparison"
   dataset, label, reference, metric
-  difference, low, high     reference minus label in percentage points, and the 95 % percentile interval of the bootstrap
+  difference, low, high     reference minus label in percentage points, and the bootstrap's 95 % percentile interval
   p                         two-sided, of the sign-flip permutation, not adjusted
   users, seeds              how many users, and the list of seeds that both settings have
-  welch_p                   of Welch's t between the seeds' metrics; None below two seeds. With less than five it has little power
+  welch_p                   of Welch's t between the seeds' metrics, weak below five seeds; None below two
 """
 
 import pathlib
@@ -49,13 +49,8 @@ def compare_jobs(reference, jobs):
             seeds = sorted(labels[label].keys() & labels.get(reference, {}).keys())
             if label != reference and seeds:
                 pairs = [(labels[reference][seed], labels[label][seed]) for seed in seeds]
-                shared = {
-                    "kind": "comparison",
-                    "dataset": dataset,
-                    "label": label,
-                    "reference": reference,
-                    "seeds": seeds,
-                }
+                shared = {"kind": "comparison", "dataset": dataset, "label": label}
+                shared |= {"reference": reference, "seeds": seeds}
                 found += [shared | line for line in compare_runs(pairs)]
     return found
 
@@ -106,9 +101,9 @@ def paired_tests(sums, counts, draws=DRAWS):
       draws: of each of the two.
 
     Returns:
-      (low [m], high [m], p [m]): 95 % percentile interval of sum(sums) / sum(counts) when users are drawn with replacement,
-      and the two-sided share of sign flips whose sum is at least as far from zero, (1 + count) / (1 + draws). The same for
-      the same data.
+      (low [m], high [m], p [m]): 95 % percentile interval of sum(sums) / sum(counts) when users are drawn with
+      replacement, and the two-sided share of sign flips whose sum is at least as far from zero, (1 + count) /
+      (1 + draws). The same for the same data.
     """
     # Users in an order of their own make the draws the same whatever order they come in.
     order = np.lexsort((*np.asarray(sums).T, counts))
@@ -145,7 +140,7 @@ def holm(p_values):
 
 
 def best_baseline(rows, dataset, reference):
-    """Return the label with the best validation mrr@20 (mean over seeds) of a dataset, the reference left out; None without any."""
+    """Return a dataset's label with the best validation mrr@20 (mean over seeds), not the reference, or None."""
     scores = {}
     for row in rows:
         if row["kind"] == "run" and row["dataset"] == dataset and row["label"] != reference and row.get("validation"):
@@ -156,7 +151,11 @@ def best_baseline(rows, dataset, reference):
 def average_gain(ours, best):
     """Return the average relative gain, the mean over cells of ours / best - 1.
 
-    The paper's 6.8 % is the mean of HR +10.2 % and MRR +3.4 %; over the best other cell of each column of its own Table 2 the
-    mean is +4.4 %.
+    The paper's 6.8 % is the mean of HR +10.2 % and MRR +3.4 %; over the best other cell of each column of its own Table
+    2 the mean is +4.4 %.
+
+    Args:
+      ours: values of any one unit, a cell each.
+      best: what each is compared with, in the same order; none is 0.
     """
     return statistics.fmean(a / b - 1 for a, b in zip(ours, best, strict=True))

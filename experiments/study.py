@@ -124,9 +124,14 @@ def main(study, words=None):
     arguments, settings = parser.parse_known_args(words)
     if arguments.epochs is not None:
         settings = [f"--config.train.epochs={arguments.epochs}", *settings]
+    work = _dry_run if arguments.dry_run else run
+    return answer(lambda: work(study, plan(study, arguments, settings), arguments))
+
+
+def answer(work):
+    """Call a function that returns an exit code; return that, or 2 or 130 after one line about a mistake or Ctrl-C."""
     try:
-        jobs = plan(study, arguments, settings)
-        return _dry_run(study, jobs, arguments) if arguments.dry_run else run(study, jobs, arguments)
+        return work()
     except UserError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2

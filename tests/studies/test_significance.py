@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -39,11 +40,16 @@ def test_permutation_equals_the_enumeration_of_all_signs():
     assert paired_tests(sums, np.ones(6))[2][0] == pytest.approx(exact, abs=0.01)
 
 
+def test_p_is_never_0_and_1_where_nothing_differs():
+    sums = np.stack([np.ones(40), np.zeros(40)], 1)
+    np.testing.assert_allclose(paired_tests(sums, np.ones(40), draws=999)[2], [0.001, 1.0])
+
+
 def test_without_a_difference_small_p_values_are_rare():
     rng = np.random.default_rng(1)
     sums = rng.normal(size=(60, 200))
     p = paired_tests(sums, np.ones(60), draws=1000)[2]
-    assert 0.01 < (p < 0.05).mean() < 0.11 and 0.4 < (p < 0.5).mean() + (p < 0.05).mean() < 0.65
+    assert 0.01 < (p < 0.05).mean() < 0.11 and 0.35 < (p < 0.5).mean() < 0.65
 
 
 def test_interval_is_that_of_a_mean_where_all_users_have_as_many_instances():
@@ -61,6 +67,8 @@ def test_more_instances_of_the_same_users_say_no_more():
 
 def test_order_of_users_and_of_instances_makes_no_difference(tmp_path):
     rng = np.random.default_rng(4)
+    sums, counts, users = rng.normal(size=(50, 2)), rng.integers(1, 4, 50), rng.permutation(50)
+    np.testing.assert_allclose(paired_tests(sums[users], counts[users]), paired_tests(sums, counts))
     user, ours, theirs, order = rng.integers(0, 30, 90), *rng.integers(1, 40, (2, 90)), rng.permutation(90)
     straight = [write_run(tmp_path / n, rank, user) for n, rank in (("a", ours), ("b", theirs))]
     shuffled = [
@@ -96,6 +104,23 @@ def test_runs_that_rank_other_targets_are_refused(tmp_path):
     one, other = write_run(tmp_path / "a", [1, 2]), write_run(tmp_path / "b", [1, 2], target=np.array([1, 2]))
     with pytest.raises(UserError, match=r"/a and .*/b rank other targets"):
         compare_runs([(one, other)])
+
+
+def test_jobs_are_compared_over_the_seeds_that_both_have(tmp_path):
+    def job(dataset, label, seed, rank=None):
+        folder = tmp_path / dataset / f"{label}{seed}"
+        if rank is not None:
+            write_run(folder, rank)
+        return SimpleNamespace(dataset=dataset, label=label, seed=seed, workdir=folder)
+
+    jobs = [job("beauty", "KDSR", 0, [1, 1]), job("beauty", "KDSR", 1, [1, 9]), job("beauty", "KDSR", 2)]
+    jobs += [job("beauty", "tuned", 1, [9, 9]), job("beauty", "tuned", 2, [1, 1]), job("beauty", "late", 3, [1, 1])]
+    jobs += [job("sports", "tuned", 0, [1, 1])]
+    found = significance.compare_jobs("KDSR", jobs)
+    assert [line["metric"] for line in found] == list(significance.METRICS)
+    shared = {"kind": "comparison", "dataset": "beauty", "label": "tuned", "reference": "KDSR", "seeds": [1]}
+    assert all(shared.items() <= line.items() for line in found) and found[0]["difference"] == pytest.approx(50)
+    assert significance.compare_jobs("", jobs) == []
 
 
 def test_best_baseline_is_that_of_validation():
