@@ -242,14 +242,20 @@ def test_a_file_system_that_becomes_read_only_loses_nothing(
 
 
 def run_on_a_disk_that_is_full(words, command, disk, fill_up, free):
-    """Run until a disk with so many free bytes is full, then with room; returns the error's line, or None."""
+    """Run until a disk with so many free bytes is full, then with room; returns the error's line, or None.
+
+    The first is a process of its own: in this one, what orbax still writes at its failure would meet the second.
+    """
     workdir = disk / "run"
     fill_up(free)
-    outcome = command(words, workdir)
+    process = [sys.executable, "-m", "kdsr_jax.main", *words, f"--workdir={workdir}"]
+    done = subprocess.run(process, capture_output=True, text=True, check=False)
+    outcome = done.returncode, "", done.stderr
     (disk / "filler").unlink()
     line = assert_one_line(outcome) if outcome[0] else None
     assert line is None or "No space left on device" in line
-    assert command(words, workdir)[0] == 0
+    code, _, err = command(words, workdir)
+    assert code == 0, err
     assert not [entry for entry in workdir.iterdir() if entry.name.endswith(".tmp")]
     return line
 

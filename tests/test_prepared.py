@@ -165,7 +165,9 @@ def test_planted_shops_of_other_settings_live_side_by_side(cache, caplog):
     first = {}
     for seed in (0, 1, 0, 1):
         planted = settings | {"seed": seed}
-        data = types.SimpleNamespace(name="shop", source="planted", root="", k_core=1, modalities=(), planted=planted)
+        data = types.SimpleNamespace(
+            name="shop", source="planted", root="", k_core=1, user_fraction=1.0, modalities=(), planted=planted
+        )
         dataset = load_dataset(data)
         assert_same(dataset.interactions, first.setdefault(seed, dataset.interactions))
         assert dataset.items[1]["item_id"] == dataset.interactions.item_ids[1]

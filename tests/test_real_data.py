@@ -34,7 +34,9 @@ def test_counts(name):
     if not (ROOT / name).is_dir():
         pytest.skip(f"no real data at {ROOT / name}; set KDSR_DATA_ROOT")
     users, items, interactions, sparsity, train, test, covered = FACTS[name]
-    config = types.SimpleNamespace(name=name, source="auto", root=str(ROOT), k_core=5, modalities=tuple(covered))
+    config = types.SimpleNamespace(
+        name=name, source="auto", root=str(ROOT), k_core=5, user_fraction=1.0, modalities=tuple(covered)
+    )
     dataset = load_dataset(config)
     facts = statistics(dataset.interactions, dataset.features)
     assert (facts["users"], facts["items"], facts["interactions"]) == (users, items, interactions)
