@@ -3,8 +3,6 @@
 import numpy as np
 
 from kdsr_jax import train
-from kdsr_jax.errors import UserError
-from kdsr_jax.evaluate import Evaluator
 from kdsr_jax.workdir import Workdir
 
 TOP = 20  # items of a list
@@ -29,13 +27,9 @@ def measure(config, workdir):
       UserError: the run is not finished, belongs to another config, or has lost the checkpoint.
     """
     with Workdir(workdir, config, create=False) as folder:
-        result = folder.read_json("result.json")
-        if result is None:
-            raise UserError(f"--workdir={workdir}: the run is not finished; train it to the end first")
-        runner = train.reopen(config, folder, result)
+        runner = train.reopen(config, folder)
         run, state = runner.run, runner.load_best()
-    arguments = run.student, run.dataset.interactions, runner.phase.evaluation, run.placement
-    lists = Evaluator(*arguments, filter_seen=config.eval.filter_seen).top_items(state.params, state.frozen, TOP)
+    lists = runner.evaluator.top_items(state.params, state.frozen, TOP)
     exposure = np.bincount(lists.ravel(), minlength=run.student.num_items + 1)[1:]
     return {
         "coverage@20": 100 * float((exposure > 0).mean()),

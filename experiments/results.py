@@ -1,4 +1,8 @@
-"""What is known of a study: RESULTS/<study>/runs.jsonl, and the table, the figure and the index that are drawn from it."""
+"""What is known of a study: RESULTS/<study>/runs.jsonl, and the table, the figure and the index that are drawn from it.
+
+RESULTS/ranks/<dataset>/ keeps the rank of every test target of each run, so that runs of several machines or days are compared
+user by user when their folders are gone.
+"""
 
 import contextlib
 import fcntl
@@ -48,12 +52,19 @@ class Store:
                 kept = [r for r in kept if not _compares(r, row)]
             return [*kept, row]
 
+        if row["test"] and (job.workdir / "ranks.npz").is_file():
+            significance.keep_ranks(job.workdir, self._ranks(job))
         self._change(replace)
         self.draw()
 
     def compare(self, jobs):
-        """Compare the study's reference with every other setting, user by user, where the folders of both are at hand."""
-        made = significance.compare_jobs(self.study.reference, [job for job in jobs if self.holds(job)])
+        """Compare the study's reference with every other setting of these jobs, user by user, where that is not done yet."""
+        files, rows = {}, self.rows()
+        for job in jobs:
+            if self.holds(job) and self._ranks(job).is_file():
+                files.setdefault((job.dataset, job.label), {})[job.seed] = self._ranks(job)
+        known = {(row["dataset"], row["label"], tuple(row["seeds"])) for row in rows if row["kind"] == "comparison"}
+        made = significance.compare_all(self.study.reference, files, known)
         keys = {_comparison(row) for row in made}
         self._change(lambda rows: [*(row for row in rows if _comparison(row) not in keys), *made])
 
@@ -74,6 +85,10 @@ class Store:
         backbone = job.config.model.name
         similar = [row for row in rows if row["config"]["model.name"] == backbone and row.get("train_seconds")]
         return statistics.median(row["train_seconds"] + row["eval_seconds"] for row in similar) if similar else None
+
+    def _ranks(self, job):
+        """Return the file that keeps the ranks of a job's run; studies that share the run share it."""
+        return self.root / "ranks" / job.dataset / f"{job.workdir.name}.npz"
 
     def _change(self, change):
         """Replace the rows; other processes that work on the same study wait for each other."""

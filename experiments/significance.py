@@ -13,25 +13,42 @@ A comparison is an object of runs.jsonl with
   welch_p                   of Welch's t between the seeds' metrics, weak below five seeds; None below two
 """
 
-import pathlib
+import hashlib
 import statistics
 
 import numpy as np
 import scipy.stats
 
 from kdsr_jax.errors import UserError
+from kdsr_jax.files import replace_file
 
 METRICS = ("hr@5", "mrr@5", "hr@20", "mrr@20")
 DRAWS = 10_000
 CHUNK = 250  # draws at a time
 
 
-def compare_jobs(reference, jobs):
-    """Compare the reference with every other label of each dataset, over the seeds that both have ranks of.
+def keep_ranks(workdir, file):
+    """Write what comparisons need of a finished run's ranks.npz: user and rank of each instance, and a hash of the targets.
+
+    Args:
+      workdir: Path of the run.
+      file: Path to write; its folder is made.
+    """
+    with np.load(workdir / "ranks.npz") as arrays:
+        user, rank = arrays["user"].astype(np.int32), arrays["rank"].astype(np.int32)
+        targets = np.stack([arrays[name].astype(np.int64) for name in ("user", "position", "target")])
+    digest = np.frombuffer(hashlib.sha256(targets.tobytes()).digest(), np.uint8)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(file, lambda out: np.savez_compressed(out, user=user, rank=rank, targets=digest))
+
+
+def compare_all(reference, files, known=()):
+    """Compare the reference with every other label of each dataset, over the seeds that both have.
 
     Args:
       reference: label; "" compares nothing.
-      jobs: Jobs of finished runs (experiments/study.py).
+      files: dict (dataset, label) -> dict seed -> file by ``keep_ranks``.
+      known: set of (dataset, label, tuple of seeds) that need no comparison any more.
 
     Returns:
       List of comparisons, one a dataset, label and metric.
@@ -39,35 +56,30 @@ def compare_jobs(reference, jobs):
     Raises:
       UserError: two runs rank other targets.
     """
-    folders = {}
-    for job in jobs:
-        if (job.workdir / "ranks.npz").is_file():
-            folders.setdefault(job.dataset, {}).setdefault(job.label, {})[job.seed] = job.workdir
     found = []
-    for dataset, labels in folders.items():
-        for label in labels:
-            seeds = sorted(labels[label].keys() & labels.get(reference, {}).keys())
-            if label != reference and seeds:
-                pairs = [(labels[reference][seed], labels[label][seed]) for seed in seeds]
-                shared = {"kind": "comparison", "dataset": dataset, "label": label}
-                shared |= {"reference": reference, "seeds": seeds}
-                found += [shared | line for line in compare_runs(pairs)]
+    for (dataset, label), others in files.items():
+        ours = files.get((dataset, reference), {})
+        seeds = sorted(ours.keys() & others.keys())
+        if label != reference and seeds and (dataset, label, tuple(seeds)) not in known:
+            shared = {"kind": "comparison", "dataset": dataset, "label": label}
+            shared |= {"reference": reference, "seeds": seeds}
+            found += [shared | line for line in compare_runs([(ours[seed], others[seed]) for seed in seeds])]
     return found
 
 
 def compare_runs(pairs):
-    """Compare two settings, given as [(folder of a run of the reference, folder of the other's), ...], a pair a seed.
+    """Compare two settings, given as [(file of a run of the reference, file of the other's), ...], a pair a seed.
 
     Returns:
       List of dicts, one a metric, with the keys that the module's head lists from ``metric`` on.
     """
     ours, others, first = [], [], None
-    for folders in pairs:
-        ranks = [dict(np.load(pathlib.Path(folder) / "ranks.npz")) for folder in folders]
-        first = first or (folders[0], ranks[0])
-        for folder, arrays in zip(folders, ranks, strict=True):
-            if any(not np.array_equal(first[1][name], arrays[name]) for name in ("user", "position", "target")):
-                raise UserError(f"{first[0]} and {folder} rank other targets; runs on the same data can be compared")
+    for files in pairs:
+        ranks = [dict(np.load(file)) for file in files]
+        first = first or (files[0], ranks[0])
+        for file, arrays in zip(files, ranks, strict=True):
+            if any(not np.array_equal(first[1][name], arrays[name]) for name in ("user", "targets")):
+                raise UserError(f"{first[0]} and {file} rank other targets; runs on the same data can be compared")
         ours.append(instance_metrics(ranks[0]["rank"]))
         others.append(instance_metrics(ranks[1]["rank"]))
     ours, others = np.stack(ours), np.stack(others)  # [seeds, instances, metrics]

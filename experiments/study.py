@@ -5,8 +5,8 @@
 
 Every run has a folder of its own below --folder, named by its config, so that studies share runs, and a study that was killed
 goes on where it was when the same command is given again. Finished runs become lines of RESULTS/<study>/runs.jsonl, from which
-table.md and figure.svg are drawn; what stands there already with the same config is not run again (--again runs it). A run that
-fails is listed at the end and spoils no other. Several processes or machines share a study by --shard=1/4, 2/4, ...
+table.md and figure.svg are drawn; what stands there already with the same config is not done again (--again goes to its folder once more: a finished run is
+read and measured again, one whose folder is gone is trained anew). A run that fails is listed at the end and spoils no other. Several processes or machines share a study by --shard=1/4, 2/4, ...
 """
 
 import argparse
@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from experiments import records, results
 from kdsr_jax import cli
 from kdsr_jax.config import fingerprint, validate
-from kdsr_jax.errors import UserError
+from kdsr_jax.errors import UserError, answer
 
 DATASETS = ("planted", "beauty", "clothing", "sports", "toys", "ml1m")  # those of configs/
 
@@ -117,31 +117,19 @@ def main(study, words=None):
     parser.add_argument("--only", default="", help="labels of the table, separated by semicolons")
     parser.add_argument("--epochs", type=int, help="train.epochs of every run")
     parser.add_argument("--shard", default="1/1", help="i/n: the i-th of n equal parts of the runs")
-    parser.add_argument("--again", action="store_true", help="also run what runs.jsonl holds already")
+    parser.add_argument("--again", action="store_true", help="also go to the folders of what runs.jsonl holds")
     parser.add_argument("--dry-run", action="store_true", help="say what would run")
     parser.add_argument("--folder", default="runs/studies", help="of the runs")
     parser.add_argument("--results", default=str(results.FOLDER), help="folder of tables and figures")
     arguments, settings = parser.parse_known_args(words)
     if arguments.epochs is not None:
         settings = [f"--config.train.epochs={arguments.epochs}", *settings]
-    work = _dry_run if arguments.dry_run else run
-    return answer(lambda: work(study, plan(study, arguments, settings), arguments))
-
-
-def answer(work):
-    """Call a function that returns an exit code; return that, or 2 or 130 after one line about a mistake or Ctrl-C."""
-    try:
-        return work()
-    except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    do = _dry_run if arguments.dry_run else run
+    return answer(lambda: do(study, plan(study, arguments, settings), arguments))
 
 
 def plan(study, arguments, settings):
-    """List the jobs that the command line asks for, those on absent data left out with a word.
+    """List the jobs of the datasets and seeds that the command line asks for, those on absent data left out with a word.
 
     Args:
       study: Study.
@@ -155,8 +143,7 @@ def plan(study, arguments, settings):
       UserError: an unknown dataset, label, seed or field.
     """
     names, seeds = arguments.datasets.split(","), [_number("--seeds", seed) for seed in arguments.seeds.split(",")]
-    only = [label.strip() for label in arguments.only.split(";") if label.strip()]
-    for flag, given, known in (("--datasets", names, DATASETS), ("--only", only, study.settings)):
+    for flag, given, known in (("--datasets", names, DATASETS), ("--only", _only(arguments), study.settings)):
         if unknown := [name for name in given if name not in known]:
             raise UserError(f"{flag}: there is no {unknown[0]!r}; there are {', '.join(known)}")
     jobs, said = [], set()
@@ -172,7 +159,7 @@ def plan(study, arguments, settings):
                 if lacking and lacking not in said:
                     print(f"{name}: left out, {lacking}")
                     said.add(lacking)
-                if not lacking and (not only or label in only):
+                if not lacking:
                     jobs.append(job)
     return jobs
 
@@ -191,13 +178,12 @@ def make_job(study, dataset, label, seed, settings, folder, places):
 
 
 def run(study, jobs, arguments):
-    """Do the jobs of this shard that are not done yet, then draw table, figure and index; returns 0, or 1 if any failed."""
+    """Do the jobs that are asked for and not done yet, then draw table, figure and index; returns 0, or 1 if any failed."""
     store = results.Store(arguments.results, study)
-    part, parts = _shard(arguments.shard)
-    todo = [job for job in jobs if arguments.again or not store.holds(job)]
-    if len(todo) < len(jobs):
-        print(f"{len(jobs) - len(todo)} of {len(jobs)} runs stand in {store.file} already (--again runs them anew)")
-    todo, failed, started = todo[part - 1 :: parts], {}, time.monotonic()
+    todo, done = _todo(store, jobs, arguments)
+    if done:
+        print(f"{done} of {len(todo) + done} runs stand in {store.file} already")
+    failed, started = {}, time.monotonic()
     expected = [store.expected_seconds(job) for job in todo]
     for number, job in enumerate(todo):
         left = _left(time.monotonic() - started, expected[:number], expected[number:])
@@ -215,10 +201,21 @@ def run(study, jobs, arguments):
     return 1 if failed else 0
 
 
+def _only(arguments):
+    return [label.strip() for label in arguments.only.split(";") if label.strip()]
+
+
+def _todo(store, jobs, arguments):
+    """Return the jobs of --only and --shard that are not done yet, or all of them (--again), and how many are done."""
+    part, parts = _shard(arguments.shard)
+    asked = [job for job in jobs if not _only(arguments) or job.label in _only(arguments)][part - 1 :: parts]
+    todo = [job for job in asked if arguments.again or not store.holds(job)]
+    return todo, len(asked) - len(todo)
+
+
 def _dry_run(study, jobs, arguments):
     store, total, unknown = results.Store(arguments.results, study), 0.0, 0
-    part, parts = _shard(arguments.shard)
-    for job in [job for job in jobs if arguments.again or not store.holds(job)][part - 1 :: parts]:
+    for job in _todo(store, jobs, arguments)[0]:
         seconds = store.expected_seconds(job)
         total, unknown = total + (seconds or 0), unknown + (seconds is None)
         state = "half done, " if job.workdir.exists() else ""

@@ -7,7 +7,7 @@ import json
 import pathlib
 import statistics
 
-from experiments.panels import datasets_of, runs_of
+from experiments.panels import datasets_of, mean_score, runs_of
 from experiments.significance import average_gain, best_baseline, holm
 from kdsr_jax.labels import PAPER as PAPERS_PROTOCOL
 
@@ -95,11 +95,11 @@ def _results(runs, metrics, paper, extra, marked):
 
     columns = {"setting": list(settings)} | {metric: _honest(settings, metric, marked) for metric in metrics}
     columns["seeds"] = column(len)
-    columns[PAPERS_PROTOCOL] = column(lambda group: _joined(_mean(group, "paper", metric) for metric in metrics))
+    columns[PAPERS_PROTOCOL] = column(lambda group: _joined(mean_score(group, "paper", metric) for metric in metrics))
     columns["the paper reports"] = [_joined(paper.get(label, ())) for label in settings]
     for heading, value in extra.items():
         columns[heading] = column(lambda group, value=value: _summary([value(run) for run in group]))
-    columns[f"validation {SELECTED_BY}"] = column(lambda group: _percent(_mean(group, "validation", SELECTED_BY)))
+    columns[f"validation {SELECTED_BY}"] = column(lambda group: _percent(mean_score(group, "validation", SELECTED_BY)))
     columns["e*"] = column(lambda group: _each([run["best_epoch"] for run in group]))
     columns["epochs"] = column(lambda group: _each([run["epochs"] for run in group]))
     columns["s training"] = column(lambda group: f"{statistics.fmean(run['train_seconds'] or 0 for run in group):,.0f}")
@@ -154,11 +154,11 @@ def _gain(runs, metrics, reference):
     """Say what the reference gains over the best setting without distillation; "" where it cannot be said."""
     others = [run for run in runs if run["label"] != reference]
     plain = [run for run in others if run["validation"] and not run["config"].get("distill.enabled")]
-    ours = [_mean([run for run in runs if run["label"] == reference], "test", metric) for metric in metrics]
+    ours = [mean_score([run for run in runs if run["label"] == reference], "test", metric) for metric in metrics]
     if not plain or None in ours:
         return ""
     best = best_baseline(plain, plain[0]["dataset"], reference)
-    theirs = [_mean([run for run in plain if run["label"] == best], "test", metric) for metric in metrics]
+    theirs = [mean_score([run for run in plain if run["label"] == best], "test", metric) for metric in metrics]
     if not all(theirs):
         return ""
     gain = f"{100 * average_gain(ours, theirs):+.1f}".replace("-", "−")
@@ -184,12 +184,6 @@ def _provenance(runs):
 
 def _machine(run):
     return f"{run['device'] or 'unknown device'}, {run['cores']} cores"
-
-
-def _mean(runs, protocol, metric):
-    """Return the mean of a metric over the runs that have it, or None."""
-    values = [run[protocol][metric] for run in runs if run[protocol]]
-    return statistics.fmean(values) if values else None
 
 
 def _summary(values):

@@ -28,11 +28,11 @@ import re
 import sys
 
 from experiments import records, results
-from experiments.study import DATASETS, Setting, Study, answer, plan
+from experiments.study import DATASETS, Setting, Study, plan
 from experiments.tables import SELECTED_BY, markdown
 from kdsr_jax import cli
 from kdsr_jax.config import NOT_FINGERPRINTED, fingerprint
-from kdsr_jax.errors import UserError
+from kdsr_jax.errors import UserError, answer
 from kdsr_jax.report.files import read_json
 
 VARIANTS = "kdsr-sasrm,tuned-sasrm,sasrm,sasrec"

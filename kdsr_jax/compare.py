@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kdsr_jax.config import NOT_FINGERPRINTED, flatten
-from kdsr_jax.errors import UserError
+from kdsr_jax.errors import UserError, answer
 from kdsr_jax.files import replace_file
 from kdsr_jax.labels import COLUMNS
 from kdsr_jax.report.files import read_json, read_lines
@@ -53,13 +53,12 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="python -m kdsr_jax.compare", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the --workdir of a run, finished or not; two or more")
     parser.add_argument("--out", default="compare.html", help="the page of overlaid curves (compare.html)")
-    try:
+
+    def work():
         arguments = parser.parse_args(words)
         compare(arguments.runs, arguments.out)
-    except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+
+    return answer(work, "interrupted")
 
 
 def compare(folders: Sequence[str], out: str) -> None:

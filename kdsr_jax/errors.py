@@ -1,5 +1,28 @@
-"""The one exception for everything a user can put right."""
+"""The one exception for everything a user can put right, and how a command line answers it."""
+
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
-    """Bad input; ``kdsr_jax.main`` prints it as one line and exits with code 2."""
+    """Bad input; command lines print it as one line and exit with code 2."""
+
+
+def answer(work: Callable[[], int | None], interrupted: str = "interrupted; the same command goes on from here") -> int:
+    """Do the work of a command line and return its exit code.
+
+    Args:
+        work: returns an exit code, or None for 0.
+        interrupted: line that is printed after Ctrl-C.
+
+    Returns:
+        What the work returns, 2 after one line about what the user can put right, or 130 after Ctrl-C.
+    """
+    try:
+        return work() or 0
+    except UserError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130

@@ -11,7 +11,7 @@ from typing import Any
 
 from kdsr_jax import cli
 from kdsr_jax.config import BACKBONES
-from kdsr_jax.errors import UserError
+from kdsr_jax.errors import answer
 
 _FLAGS = f"""
 --config        a file of configs/, on its own KDSR. VARIANT is NAME (as published), tuned-NAME (modality tables
@@ -46,15 +46,7 @@ def main() -> int:
     logger = logging.getLogger("kdsr_jax")
     logger.addHandler(handler)
     logger.propagate = False  # a library that sets up the root logger would print every line twice
-    try:
-        run(sys.argv[1:])
-    except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+    return answer(lambda: run(sys.argv[1:]), "interrupted; the same command goes on from the last checkpoint")
 
 
 def _describe(data: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """One phase of a protocol: train epoch after epoch, evaluate, checkpoint, and go on from where a killed process stopped."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 
@@ -73,7 +74,7 @@ class PhaseRunner:
         scoring = config.teacher.score_fn, config.teacher.num_splits
         objective = Objective(run.student, config.distill, *scoring, config.model.cluster_weight)
         self._trainer = Trainer(objective, optimizer, config.train.batch_size, config.seed)
-        self._evaluator = self._events = None
+        self._events = None
 
     def execute(self):
         """Run the phase to its end.
@@ -108,13 +109,15 @@ class PhaseRunner:
         finally:
             checkpoints.close()
 
+    @functools.cached_property
+    def evaluator(self):
+        """The Evaluator of the phase's targets."""
+        arguments = self.run.student, self.run.dataset.interactions, self.phase.evaluation, self.run.placement
+        return Evaluator(*arguments, filter_seen=self.run.config.eval.filter_seen)
+
     def evaluate(self, state):
         """Rank all targets; returns (metrics in percent with coverage@20, ranks)."""
-        if self._evaluator is None:
-            settings = {"filter_seen": self.run.config.eval.filter_seen}
-            arguments = self.run.student, self.run.dataset.interactions, self.phase.evaluation, self.run.placement
-            self._evaluator = Evaluator(*arguments, **settings)
-        ranks, coverage = self._evaluator.rank(state.params, state.frozen)
+        ranks, coverage = self.evaluator.rank(state.params, state.frozen)
         topk = sorted({*self.run.config.eval.topk, SELECT_K})
         return summarise(ranks, topk) | {"coverage@20": 100 * coverage}, ranks
 
@@ -248,7 +251,7 @@ class PhaseRunner:
         scores = [self.phase.score(evaluations[: n + 1]) for n in range(len(evaluations))]
         if max(scores[:-1], default=-1.0) >= scores[-1]:
             return  # the first of equal ones stays, as among the checkpoints
-        e = self._evaluator
+        e = self.evaluator
         counts = _train_counts(self.run.dataset.interactions)
         self.folder.write_arrays(
             "ranks.npz",

@@ -92,7 +92,7 @@ def train_and_evaluate(config, workdir):
             reporting.say("this run is finished; its result:")
             if not (folder.path / "examples.json").exists():
                 with optional("examples.json"):
-                    _write_examples(reopen(config, folder, result))
+                    _write_examples(reopen(config, folder))
         refresh_report(folder)
         reporting.print_result(result, workdir)
         return result
@@ -110,12 +110,9 @@ def evaluate_workdir(config, workdir):
       UserError: the run is not finished, belongs to another config, or has lost the checkpoint.
     """
     with Workdir(workdir, config, create=False) as folder:
-        result = folder.read_json("result.json")
-        if result is None:
-            raise UserError(f"--workdir={workdir}: the run is not finished; train it to the end first")
-        runner = reopen(config, folder, result)
+        runner = reopen(config, folder)
         metrics, _ = runner.evaluate(runner.load_best())
-        epoch = result["best_epoch"]
+        epoch = folder.read_json("result.json")["best_epoch"]
         chosen = f"epoch {epoch}" if epoch else f"paper's protocol (epoch of the best {SELECT_METRIC} on test)"
         reporting.print_metrics({f"test, {chosen}": metrics}, f"metrics in percent, seed {config.seed}")
         return metrics
@@ -283,20 +280,22 @@ def _train(run, folder):
     return _result(run, selection, refit, folder)
 
 
-def reopen(config, folder, result):
+def reopen(config, folder):
     """Lay a finished run out again; its ``load_best`` gives the state of the chosen epoch.
 
     Args:
       config: of the run.
       folder: its Workdir.
-      result: content of its result.json.
 
     Returns:
       PhaseRunner of the refit.
 
     Raises:
-      UserError: the data is not what the run began with.
+      UserError: the run is not finished, or the data is not what it began with.
     """
+    result = folder.read_json("result.json")
+    if result is None:
+        raise UserError(f"--workdir={folder.path}: the run is not finished; train it to the end first")
     run = prepare(config)
     folder.claim_data(data_digest(run.dataset))
     return PhaseRunner(run, refit_phase(run, result["best_epoch"]), folder)

@@ -34,10 +34,10 @@ def loop_distance(feature, lists):
 @pytest.fixture(scope="module")
 def reopened(finished, tiny):
     """Return (runner, state, histories before each test target, scores [T, N] of each, one at a time)."""
-    workdir, result = finished
+    workdir, _ = finished
     config = tiny("eval.protocol=both")
     with Workdir(workdir, config, create=False) as folder:
-        runner = train.reopen(config, folder, result)
+        runner = train.reopen(config, folder)
         state = runner.load_best()
     data = runner.run.dataset.interactions
     variables = {"params": state.params, "frozen": state.frozen}

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +18,8 @@ def write_run(folder, rank, user=None, **changes):
     user = np.arange(len(rank)) if user is None else np.asarray(user)
     arrays = {"user": user, "position": np.arange(len(rank)), "target": np.ones(len(rank), int), "rank": rank} | changes
     np.savez(folder / "ranks.npz", **arrays)
-    return folder
+    significance.keep_ranks(folder, folder / "kept" / "ranks.npz")
+    return folder / "kept" / "ranks.npz"
 
 
 def test_holm_by_hand():
@@ -102,25 +102,27 @@ def test_welch_needs_two_seeds_and_something_that_varies():
 
 def test_runs_that_rank_other_targets_are_refused(tmp_path):
     one, other = write_run(tmp_path / "a", [1, 2]), write_run(tmp_path / "b", [1, 2], target=np.array([1, 2]))
-    with pytest.raises(UserError, match=r"/a and .*/b rank other targets"):
+    with pytest.raises(UserError, match=r"/a/\S+ and .*/b/\S+ rank other targets"):
         compare_runs([(one, other)])
 
 
-def test_jobs_are_compared_over_the_seeds_that_both_have(tmp_path):
-    def job(dataset, label, seed, rank=None):
-        folder = tmp_path / dataset / f"{label}{seed}"
-        if rank is not None:
-            write_run(folder, rank)
-        return SimpleNamespace(dataset=dataset, label=label, seed=seed, workdir=folder)
+def test_settings_are_compared_over_the_seeds_that_both_have(tmp_path):
+    def runs(name, *ranks):
+        return {seed: write_run(tmp_path / f"{name}{seed}", rank) for seed, rank in ranks}
 
-    jobs = [job("beauty", "KDSR", 0, [1, 1]), job("beauty", "KDSR", 1, [1, 9]), job("beauty", "KDSR", 2)]
-    jobs += [job("beauty", "tuned", 1, [9, 9]), job("beauty", "tuned", 2, [1, 1]), job("beauty", "late", 3, [1, 1])]
-    jobs += [job("sports", "tuned", 0, [1, 1])]
-    found = significance.compare_jobs("KDSR", jobs)
+    files = {("beauty", "KDSR"): runs("KDSR", (0, [1, 1]), (1, [1, 9]))}
+    files |= {
+        ("beauty", "tuned"): runs("tuned", (1, [9, 9]), (2, [1, 1])),
+        ("beauty", "late"): runs("late", (3, [1, 1])),
+    }
+    files |= {("sports", "tuned"): runs("sports", (0, [1, 1]))}
+    found = significance.compare_all("KDSR", files)
     assert [line["metric"] for line in found] == list(significance.METRICS)
     shared = {"kind": "comparison", "dataset": "beauty", "label": "tuned", "reference": "KDSR", "seeds": [1]}
     assert all(shared.items() <= line.items() for line in found) and found[0]["difference"] == pytest.approx(50)
-    assert significance.compare_jobs("", jobs) == []
+    assert significance.compare_all("", files) == []
+    assert significance.compare_all("KDSR", files, {("beauty", "tuned", (1,))}) == []
+    assert significance.compare_all("KDSR", files, {("beauty", "tuned", (1, 2))}) == found
 
 
 def test_best_baseline_is_that_of_validation():

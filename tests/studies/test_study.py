@@ -2,9 +2,12 @@
 
 import json
 import re
+import shutil
 
+import numpy as np
 import pytest
 
+from experiments import significance
 from experiments import study as module
 from experiments.results import Store, same_config
 from experiments.study import Setting, Study, main
@@ -34,6 +37,7 @@ def work(monkeypatch):
         def __call__(self, config, workdir):
             self.calls.append(workdir)
             workdir.mkdir()
+            np.savez(workdir / "ranks.npz", user=[0, 1], position=[1, 1], target=[3, 4], rank=[1, 2])
             result = {"test": {"hr@20": 1.0}, "train_seconds": 60.0, "eval_seconds": 3.0}
             (workdir / "result.json").write_text(json.dumps(result))
             return result
@@ -111,6 +115,22 @@ def fail_once(call, start):
         return call(self, config, workdir)
 
     return work
+
+
+def test_runs_of_several_days_are_compared_when_their_folders_are_gone(work, run, tmp_path, monkeypatch):
+    compared = []
+    monkeypatch.setattr(significance, "compare_runs", lambda pairs: compared.append(len(pairs)) or [{"metric": "hr@5"}])
+    study = make_study(work, reference="KDSR")
+    for words, expected in (
+        (["--only=ids; KDSR"], [1]),  # one seed of one pair
+        (["--only=tuned"], [1, 1]),  # KDSR's ranks are kept
+        ([], [1, 1]),  # nothing new
+        (["--seeds=0,1", "--only=KDSR; ids"], [1, 1, 2]),
+    ):
+        assert run(*words, study=study)[0] == 0 and compared == expected
+        shutil.rmtree(tmp_path / "runs")
+    kept = [row for row in rows_of(tmp_path) if row["kind"] == "comparison"]
+    assert [(row["label"], row["seeds"]) for row in kept] == [("ids", [0, 1]), ("tuned", [0])]
 
 
 def test_shards_part_the_runs(run, work, tmp_path):
