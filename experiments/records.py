@@ -58,11 +58,12 @@ def write_json(path, content):
 
 
 def current_commit():
-    """Return the commit that runs, with "+" behind it where files differ from it; "unknown" outside a repository."""
+    """Return the commit that runs, with "+" behind it where files but results differ from it; "unknown" outside a repository."""
     git = ["git", "-C", str(pathlib.Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        status = [*git, "status", "--porcelain", "-uno", "--", ":/", ":/!experiments/results"]
+        changed = subprocess.run(status, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
