@@ -170,14 +170,14 @@ class Checkpoints:
         )
 
 
-def load_best_params(folder):
-    """Load the parameters of a finished phase's best checkpoint without its model; nothing in the folder is changed.
+def load_best_variables(folder):
+    """Load the student's variables of a finished phase's best checkpoint without its model; nothing in the folder is changed.
 
     Args:
       folder: ``Workdir.checkpoints(phase)`` of any run.
 
     Returns:
-      Nested dict of numpy arrays, such as {"item_embedding": {"embedding": [N + 1, dim] float32}, ...}.
+      (params, frozen), nested dicts of numpy arrays, such as {"item_embedding": {"embedding": [N + 1, dim] float32}, ...}.
 
     Raises:
       UserError: there is no checkpoint, or one is damaged.
@@ -189,15 +189,17 @@ def load_best_params(folder):
     checkpoint = folder / str(_best_epoch(folder))
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
-        stored = ocp.metadata(checkpoint).metadata["params"]
+        metadata = ocp.metadata(checkpoint).metadata
+        stored = {name: metadata[name] for name in ("params", "frozen") if metadata.get(name)}
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), stored)
         context = ocp.Context()
         context.pytree_options.loading.partial_load = True
         with context:
-            params = ocp.load(checkpoint, {"params": shapes})["params"]
+            variables = ocp.load(checkpoint, shapes)
     except Exception as error:
         raise _unloadable(checkpoint, error) from error
-    return jax.tree.map(np.asarray, params)
+    variables = jax.tree.map(np.asarray, variables)
+    return variables["params"], variables.get("frozen", {})
 
 
 def _epochs(folder):

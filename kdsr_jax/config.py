@@ -116,6 +116,26 @@ def to_dict(config: Any) -> dict[str, Any]:
     return _plain(config.to_dict() if hasattr(config, "to_dict") else config)
 
 
+def from_dict(saved: Mapping[str, Any]) -> Any:
+    """Return the config that ``to_dict`` made a dictionary of.
+
+    Raises:
+        UserError: as ``validate``, for what another version has written.
+    """
+    import ml_collections
+
+    config = ml_collections.ConfigDict(_with_tuples(saved), convert_dict=True)
+    validate(config)
+    return config
+
+
+def _with_tuples(value: Any) -> Any:
+    """Undo what JSON makes of tuples; configs hold no lists."""
+    if isinstance(value, Mapping):
+        return {name: _with_tuples(part) for name, part in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
 def fingerprint(config: Any) -> str:
     """Return the sha256 of everything in a config that can change a result, as 64 hexadecimal digits.
 

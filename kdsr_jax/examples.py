@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdsr_jax.data.interactions import statistics, train_lengths
+from kdsr_jax.ops.scoring import DISTANCES
 from kdsr_jax.report.bins import histogram
 from kdsr_jax.report.pictures import item_picture
 from kdsr_jax.teacher import pair_correlations
@@ -12,7 +13,6 @@ from kdsr_jax.teacher import pair_correlations
 NUM_USERS, TOP_K = 12, 10
 SHOWN_HISTORY = 12  # newest items of a history that are shown, of those that the model reads
 PICTURE_BYTES = 4 * 2**20  # of all pictures together; further items go without
-_DISTANCES = ("euclidean", "manhattan")  # score functions that are smallest for the most alike
 
 
 def overview(run, parameters):
@@ -141,7 +141,7 @@ def _most_alike(run, teacher, histories, top):
     scores, codes = (np.asarray(values).reshape(shape) for values in correlations(teacher, *pairs))
     covered = np.asarray(teacher.has_feature)
     usable = covered[first] & covered[second] & (first != second)
-    likeness = np.where(usable, -scores if settings.score_fn in _DISTANCES else scores, -np.inf)
+    likeness = np.where(usable, -scores if settings.score_fn in DISTANCES else scores, -np.inf)
     best = likeness.argmax(-1)
 
     def reason(row, place):

@@ -115,6 +115,6 @@ def reference_table(workdir, config, interactions):
     same = all(set(ids[name]) == set(getattr(interactions, name).tolist()) for name in ids)
     if differing or not same:
         raise UserError(f"{flag}: was trained on other data ({'; '.join(differing) or 'other users or items'})")
-    table = checkpoint.load_best_params(folder / "checkpoints" / "refit")["item_embedding"]["embedding"]
+    table = checkpoint.load_best_variables(folder / "checkpoints" / "refit")[0]["item_embedding"]["embedding"]
     row = {item: number for number, item in enumerate(ids["item_ids"])}
     return np.asarray(table, np.float32)[[row[item] for item in interactions.item_ids.tolist()]]

@@ -19,7 +19,6 @@ from kdsr_jax import reporting
 from kdsr_jax.announce import abstract_params, announce
 from kdsr_jax.cache import cache_folder
 from kdsr_jax.clusters import item_facts
-from kdsr_jax.config import needs_clusters
 from kdsr_jax.data import Dataset, load_dataset
 from kdsr_jax.data.digest import data_digest
 from kdsr_jax.data.interactions import train_lengths
@@ -29,6 +28,7 @@ from kdsr_jax.events import check_installed
 from kdsr_jax.examples import make_examples, overview
 from kdsr_jax.forgetting import make_forgetting
 from kdsr_jax.labels import PAPER
+from kdsr_jax.layout import make_student, modality_names, table_width
 from kdsr_jax.mesh import Placement
 from kdsr_jax.models.student import Student, count_parameters
 from kdsr_jax.phase import SELECT_K, Phase, PhaseRunner
@@ -37,8 +37,6 @@ from kdsr_jax.teacher import fit_teachers
 from kdsr_jax.workdir import Workdir
 
 SELECT_METRIC = f"mrr@{SELECT_K}"
-# Fields of the model group that some backbones alone read.
-OPTIONS = {"mmsr": ("official_quirks",), "mmsr_nodes": ("official_quirks",), "mmsrec": ("score_temperature",)}
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -120,54 +118,18 @@ def evaluate_workdir(config, workdir):
 
 def prepare(config, dataset=None):
     """Load the data (unless a Dataset is given), fit or fetch the teacher and lay out the student; returns a Run."""
-    tabled = config.model.tables != "none"
-    clustered = needs_clusters(config.model.name, config.model.cluster_weight)
+    tabled, clustered = modality_names(config)
     modalities = config.data.modalities if tabled or clustered else ()
     dataset, placement = dataset or load_dataset(config.data, modalities), Placement()
-    width = config.teacher.condensed_dim or config.model.dim
+    width = table_width(config)
     features = dataset.features if modalities else {}
     teachers, report = fit_teachers(features, config.teacher, width, cache_folder(), codes=config.distill.enabled)
-    facts = placement.put(item_facts(teachers, clustered, config.model, config.teacher.seed))
+    facts = placement.put(item_facts(teachers, bool(clustered), config.model, config.teacher.seed))
     scale = config.model.table_scale
     tables = {name: placement.put(teacher.condensed * scale) for name, teacher in teachers.items()} if tabled else {}
-    names = tuple(features)
-    num_items = dataset.interactions.num_items
-    student = make_student(config, num_items, names if tabled else (), names if clustered else (), width)
+    student = make_student(config, dataset.interactions.num_items)
     distilled = placement.put(teachers) if config.distill.enabled else {}
     return Run(config, dataset, student, distilled, tables, facts, report, placement)
-
-
-def make_student(config, num_items, modalities, clustered, width):
-    """Lay a Student out from the config's model group; nothing is allocated.
-
-    Args:
-      config: the whole config.
-      num_items: N.
-      modalities: names of the modalities with a table.
-      clustered: names of the modalities with clusters.
-      width: of the modality tables.
-
-    Returns:
-      Student.
-    """
-    model = config.model
-    same = ("dim", "num_layers", "num_heads", "hidden_dropout", "attention_dropout", "fusion", "readout", "short_term")
-    return Student(
-        num_items=num_items,
-        modalities=modalities,
-        backbone=model.name,
-        options={name: model[name] for name in OPTIONS.get(model.name, ())},
-        tuned=model.tables == "tuned",
-        table_width=width,
-        max_length=config.data.max_length,
-        item_scores=model.item_scores,
-        clustered=clustered,
-        num_clusters=model.num_clusters if clustered else 0,
-        cluster_links=model.cluster_links,
-        predicts_clusters=model.cluster_weight > 0,
-        num_codes=config.teacher.num_codes if config.distill.enabled else 0,
-        **{name: model[name] for name in same},
-    )
 
 
 def select_phase(run):

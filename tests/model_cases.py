@@ -13,11 +13,11 @@ from flax.core import FrozenDict
 
 from configs import default
 from kdsr_jax import config
+from kdsr_jax.layout import OPTIONS
 from kdsr_jax.models.backbones import BACKBONES
 from kdsr_jax.models.student import Facts, Student, init_student
 from kdsr_jax.ops import losses
 from kdsr_jax.optim import path_name
-from kdsr_jax.train import OPTIONS
 
 N, DIM, LENGTH, MODALITIES = 30, 8, 6, ("image", "text")
 NUM_CLUSTERS, CLUSTER_LINKS = 5, 2

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from kdsr_jax import checkpoint
-from kdsr_jax.checkpoint import Checkpoints, load_best_params
+from kdsr_jax.checkpoint import Checkpoints, load_best_variables
 from kdsr_jax.errors import UserError
 
 # When orbax meets a damaged file it leaves its other reads unawaited and their event loop to the garbage collector.
@@ -209,7 +209,7 @@ def attack_often(saved, tmp_path, opened, seeds):
         shutil.copytree(saved, copy)
         what = attack(random.Random(seed), copy)
         with pytest.raises(UserError, match="is damaged"):
-            load_best_params(copy)
+            load_best_variables(copy)
         try:
             checkpoints = opened(copy)
         except UserError as error:
@@ -293,16 +293,16 @@ def test_parameters_of_the_best_need_no_model(tmp_path):
         checkpoints.save(epoch, state, make_record(epoch), score)
     checkpoints.close()
     before = sorted(folder.rglob("*"))
-    params = load_best_params(folder)
+    params, _ = load_best_variables(folder)
     assert type(params["item_embedding"]["embedding"]) is np.ndarray
     assert params["item_embedding"]["embedding"].tolist() == [[3.0, 3.0]] * 3
     assert sorted(folder.rglob("*")) == before
     with pytest.raises(UserError, match="holds no checkpoint"):
-        load_best_params(tmp_path / "absent")
+        load_best_variables(tmp_path / "absent")
     for file in (folder / "2" / "state" / "d").iterdir():
         damage(file, "flipped")
     with pytest.raises(UserError, match=f"{folder / '2'} is damaged"):
-        load_best_params(folder)
+        load_best_variables(folder)
 
 
 def test_checkpoint_of_another_model_is_an_error_and_kept(saved, copy, opened):

@@ -90,6 +90,7 @@ class Fusion(nn.Module):
             return stacked.sum(-2)
         hidden = nn.relu(nn.Dense(self.dim, kernel_init=self.initializer, name="gate_hidden")(stacked))
         weights = jax.nn.softmax(nn.Dense(1, kernel_init=self.initializer, name="gate_out")(hidden), axis=-2)
+        self.sow("intermediates", "weights", weights[..., 0])  # for those who ask; see Recommender.explain
         return (weights * stacked).sum(-2)
 
 

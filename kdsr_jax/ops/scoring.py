@@ -102,3 +102,4 @@ def manhattan(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 SCORE_FNS = {"cosine": cosine, "dot": dot, "euclidean": euclidean, "manhattan": manhattan}
+DISTANCES = ("euclidean", "manhattan")  # those that are smallest for the most alike

@@ -1,0 +1,85 @@
+"""Train on a log that is in memory, for notebooks and services."""
+
+import json
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kdsr_jax import cli
+from kdsr_jax.config import validate
+from kdsr_jax.errors import UserError
+from kdsr_jax.recommender import Recommender
+from kdsr_jax.train import train_and_evaluate
+
+NAME = "shop"
+
+
+def fit(
+    log: Any,
+    items: Any = None,
+    features: Mapping[str, tuple] | None = None,
+    folder: Any = None,
+    variant: str | None = None,
+    **overrides: Any,
+) -> Recommender:
+    """Train and test a model as ``python -m kdsr_jax.main`` does, and return it.
+
+    Args:
+      log: table of user_id, item_id and, if known, timestamp: a pyarrow table, or a frame of pandas or polars.
+      items: table of item_id and, if known, title and other columns; None without.
+      features: dict "<modality>" or "<modality>-<encoder>" -> (item ids [n], features [n, d]); None trains on ids alone.
+      folder: where data and run are kept, in data/ and run/; None makes a temporary one. A finished run of the same
+        arguments is not trained again.
+      variant: as behind the colon of --config; None is KDSR, or SASRec without features.
+      **overrides: fields by dotted name, such as ``**{"train.epochs": 20, "data.k_core": 1}``.
+
+    Returns:
+      Recommender.
+
+    Raises:
+      UserError: a table lacks a column, or what the command line would say.
+    """
+    folder = pathlib.Path(folder or tempfile.mkdtemp(prefix="kdsr-"))
+    place, features = folder / "data" / NAME, dict(features or {})
+    entries = {name if "-" in name else f"{name}-given": values for name, values in features.items()}
+    config = cli.load_config(f"{_default_config()}:{variant or ('' if features else 'sasrec')}".removesuffix(":"))
+    words = {"data.name": NAME, "data.source": "folder", "data.root": folder / "data"}
+    words |= {"data.modalities": ",".join(entries)} | overrides
+    cli.apply_settings(config, [f"--config.{name}={value}" for name, value in words.items()])
+    validate(config)
+    _write_data(place, log, items, entries)
+    train_and_evaluate(config, folder / "run")
+    return Recommender.from_workdir(folder / "run")
+
+
+def _default_config():
+    return pathlib.Path(__file__).absolute().parent.parent / "configs" / "default.py"
+
+
+def _write_data(place, log, items, entries):
+    """Write the files of a folder data set."""
+    import pyarrow.parquet as pq
+
+    (place / "features").mkdir(parents=True, exist_ok=True)
+    pq.write_table(_table(log, "log", ("user_id", "item_id")), place / "interactions.parquet")
+    if items is not None:
+        lines = _table(items, "items", ("item_id",)).to_pylist()
+        texts = [json.dumps(line | {"item_id": str(line["item_id"])}, default=str) + "\n" for line in lines]
+        (place / "items.jsonl").write_text("".join(texts))
+    for entry, (ids, values) in entries.items():
+        np.savez(place / "features" / f"{entry}.npz", item_id=np.array([str(raw) for raw in ids]), features=values)
+
+
+def _table(frame, name, columns):
+    import pyarrow as pa
+
+    try:
+        table = frame if isinstance(frame, pa.Table) else pa.table(frame)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: must be a pyarrow table, or a frame of pandas or polars ({error})") from error
+    if missing := [column for column in columns if column not in table.column_names]:
+        raise UserError(f"{name}: has no column {missing[0]!r}; it has {', '.join(table.column_names)}")
+    return table
