@@ -191,7 +191,7 @@ class Recommender:
             longest = _power_of_two(len(part[-1]))
             newest = self._newest(part, rows, min(longest, self.config.data.max_length))
             seen = _padded(part if exclude_seen else [], rows, longest if exclude_seen else 1)
-            best = jax.device_get(self._top(self.variables, self._candidates, newest, seen, allowed, k=k))
+            best = jax.device_get(self._top(self.variables, self.item_vectors, newest, seen, allowed, k=k))
             items[place], scores[place] = (array[: len(part)] for array in best)
         return items, scores
 
@@ -257,17 +257,20 @@ class Recommender:
     def scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """Return the scores [n, N] of all items after histories of item numbers, as ``top_items`` takes them."""
         newest = self._newest(histories, len(histories), self.config.data.max_length)
-        return np.asarray(self._score(self.variables, self._candidates, newest))
+        return np.asarray(self.score_histories(self.variables, self.item_vectors, newest))
 
     def _newest(self, histories, count, width):
         return _padded([row[-self.config.data.max_length :] for row in histories], count, width)
 
     @functools.cached_property
-    def _candidates(self):
+    def item_vectors(self):
+        """[N, dim] float32, on the device: what histories are compared with."""
         return jax.jit(lambda variables: self.student.apply(variables, method="candidate_vectors"))(self.variables)
 
     @functools.cached_property
-    def _score(self):
+    def score_histories(self):
+        """Compiled function (variables, item vectors [N, dim], histories [n, L] int32) -> scores [n, N]."""
+
         def score(variables, candidates, histories):
             states = self.student.apply(variables, histories, method="encode")
             last = jnp.maximum((histories > 0).sum(1) - 1, 0)
@@ -279,7 +282,7 @@ class Recommender:
     def _top(self):
         @functools.partial(jax.jit, static_argnames="k")
         def top(variables, candidates, histories, seen, allowed, k):
-            scores = jnp.where(allowed[None], self._score(variables, candidates, histories), -jnp.inf)
+            scores = jnp.where(allowed[None], self.score_histories(variables, candidates, histories), -jnp.inf)
             column = jnp.where(seen > 0, seen - 1, scores.shape[1])  # past the end: dropped
             scores = jax.vmap(lambda s, c: s.at[c].set(-jnp.inf, mode="drop"))(scores, column)
             values, items = jax.lax.top_k(scores, k)

@@ -1,0 +1,126 @@
+"""Write a finished run's model as a folder that needs jax (with flatbuffers, for jax.export) and numpy alone.
+
+python -m kdsr_jax.export --workdir=FOLDER --out=FOLDER
+
+The folder holds
+  scorer.jaxexport    StableHLO of (variables, item vectors [N, dim], histories [n, max_length] int32) -> scores [n, N]
+                      for any n, on cpu, cuda and tpu; histories are item numbers from 1, right padded with 0
+  params.safetensors  the variables, by path
+  item_vectors.npy    [N, dim] float32, what representations are compared with
+  item_ids.json       raw ids; entry j is item number j + 1
+  load.py             from raw ids to scores
+  manifest.json       what it was made of and with, and size and sha256 of each file
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import shutil
+import sys
+from collections.abc import Sequence
+
+from kdsr_jax.errors import UserError, answer
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+VERSIONS = ("jax", "jaxlib", "flax", "numpy")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message}; see --help")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0, 2 after one line about what the user can put right, or 130 after Ctrl-C."""
+    parser = _Parser(prog="python -m kdsr_jax.export", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--workdir", required=True, help="of a finished run")
+    parser.add_argument("--out", required=True, help="a folder that does not exist yet")
+
+    def work():
+        arguments = parser.parse_args(words)
+        export(arguments.workdir, arguments.out)
+
+    return answer(work, "interrupted; nothing was written")
+
+
+def export(workdir, out):
+    """Export a finished run; the folder is there whole or not at all.
+
+    Args:
+      workdir: of the run.
+      out: the folder to make.
+
+    Returns:
+      dict, the manifest.
+
+    Raises:
+      UserError: ``out`` exists or cannot be written, the run is not finished, or the extra "export" is not installed.
+    """
+    out = pathlib.Path(out)
+    if out.exists():
+        raise UserError(f"--out={out}: exists already; give a new folder")
+    try:
+        import flatbuffers  # noqa: F401 - for jax.export
+        from safetensors.numpy import save_file
+    except ImportError as error:
+        raise UserError("exports need safetensors and flatbuffers; pip install 'kdsr-jax[export]'") from error
+    from kdsr_jax.recommender import Recommender
+
+    recommender = Recommender.from_workdir(workdir)
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        manifest = _write(recommender, temporary, save_file)
+        temporary.rename(out)
+    except OSError as error:
+        raise UserError(f"--out={out}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for name, file in manifest["files"].items():
+        print(f"{file['bytes']:>12,}  {file['sha256'][:16]}  {name}")
+    print(f"export: {out}")
+    return manifest
+
+
+def _write(recommender, folder, save_file):
+    import jax
+    import numpy as np
+
+    from kdsr_jax.config import fingerprint
+
+    variables, vectors = jax.device_get((recommender.variables, recommender.item_vectors))
+    (folder / "scorer.jaxexport").write_bytes(_scorer(recommender, variables, vectors))
+    flat = {"/".join(key.key for key in path): a for path, a in jax.tree_util.tree_leaves_with_path(variables)}
+    save_file({name: np.ascontiguousarray(array) for name, array in flat.items()}, folder / "params.safetensors")
+    np.save(folder / "item_vectors.npy", vectors)
+    (folder / "item_ids.json").write_text(json.dumps([str(raw) for raw in recommender.item_ids[1:]]))
+    shutil.copyfile(pathlib.Path(__file__).with_name("export_loader.py"), folder / "load.py")
+    config = recommender.config
+    manifest = {"backbone": config.model.name, "num_items": recommender.num_items, "max_length": config.data.max_length}
+    manifest |= {"config_fingerprint": fingerprint(config), "platforms": PLATFORMS}
+    manifest |= {"versions": {name: importlib.metadata.version(name) for name in VERSIONS}}
+    manifest["files"] = {
+        file.name: {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        for file in sorted(folder.iterdir())
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    return manifest
+
+
+def _scorer(recommender, variables, vectors):
+    """Return the serialized scorer, for any number of histories."""
+    import jax
+    import jax.export
+
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (variables, vectors))
+    (rows,) = jax.export.symbolic_shape("n")
+    histories = jax.ShapeDtypeStruct((rows, recommender.config.data.max_length), "int32")
+    exported = jax.export.export(recommender.score_histories, platforms=PLATFORMS)(*shapes, histories)
+    return bytes(exported.serialize())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

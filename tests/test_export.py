@@ -1,0 +1,78 @@
+"""An export scores like its run, to the bit, without this package."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from kdsr_jax import export, export_loader, train
+from kdsr_jax.recommender import Recommender
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+HISTORIES = [["i03"], ["i01", "i02", "i05"], ["i00", "i09", "i08", "i07", "i33", "i02"]]
+ALONE = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import load
+score, item_ids = load.load()
+assert not any(name.split(".")[0] in ("kdsr_jax", "flax", "safetensors") for name in sys.modules)
+import numpy as np
+np.save(sys.argv[2], score(json.loads(sys.argv[3])))
+assert item_ids[3] == "i03"
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(finished, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    return folder, export.export(finished[0], folder)
+
+
+def test_scores_are_those_of_the_run_to_the_bit_in_a_process_of_its_own(exported, finished, tmp_path):
+    words = [sys.executable, "-c", ALONE, exported[0], tmp_path / "scores.npy", json.dumps(HISTORIES)]
+    subprocess.run(list(map(str, words)), check=True, cwd=tmp_path)
+    recommender = Recommender.from_workdir(finished[0])
+    expected = recommender.scores(recommender.numbers(HISTORIES))
+    assert np.load(tmp_path / "scores.npy").tobytes() == expected.tobytes()
+
+
+def test_the_manifest_tells_every_file(exported):
+    folder, manifest = exported
+    assert json.loads((folder / "manifest.json").read_text())["files"] == manifest["files"]
+    assert {file.name for file in folder.iterdir()} == {*manifest["files"], "manifest.json"}
+    for name, entry in manifest["files"].items():
+        content = (folder / name).read_bytes()
+        assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert len((folder / "load.py").read_text().splitlines()) <= 40
+    assert np.load(folder / "item_vectors.npy").shape == (36, 8) and manifest["max_length"] == 4
+
+
+@pytest.mark.parametrize("backbone", ["gru4rec", "mmsrec", "trans2d", "mmsr_nodes"])
+def test_other_models_too(backbone, tiny, tmp_path):
+    words = ["model.num_heads=2"] if backbone in ("mmsrec", "trans2d") else []
+    train.train_and_evaluate(
+        tiny("train.epochs=1", "eval.protocol=paper", *words, variant=f":{backbone}"), tmp_path / "run"
+    )
+    export.export(tmp_path / "run", tmp_path / "out")
+    score, _ = export_loader.load(tmp_path / "out")
+    recommender = Recommender.from_workdir(tmp_path / "run")
+    expected = recommender.scores(recommender.numbers(HISTORIES))
+    assert score(HISTORIES).tobytes() == expected.tobytes()
+
+
+def test_mistakes_are_one_line_and_leave_nothing(finished, exported, tmp_path, capsys, monkeypatch):
+    def line(*words):
+        assert export.main([str(word) for word in words]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+        return error
+
+    assert "exists already" in line(f"--workdir={finished[0]}", f"--out={exported[0]}")
+    assert "there is no run here" in line(f"--workdir={tmp_path}", f"--out={tmp_path / 'new'}")
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    assert re.search(r"pip install 'kdsr-jax\[export\]'", line(f"--workdir={finished[0]}", f"--out={tmp_path / 'new'}"))
+    assert not list(tmp_path.iterdir())
