@@ -10,6 +10,7 @@ import pytest
 
 from experiments import table1, table2, table3, table4
 from experiments.index import parse, write_index
+from experiments.readme import updated
 from experiments.tables import PAPER, markdown, metrics_table, per_modality
 
 PAPERS = "paper's protocol (best epoch on test)"
@@ -259,3 +260,12 @@ def test_a_page_without_studies_says_so(tmp_path):
 def test_tables_and_page_need_no_jax():
     program = "import sys, experiments.index, experiments.tables, experiments.table2; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_the_readme_has_the_tables_of_today(repository):
+    text = (repository / "README.md").read_text()
+    assert updated(text) == text and "| KDSR | 6.90 |" in text
+    assert updated(text.replace("| KDSR | 6.90 |", "| KDSR | 7.90 |")) == text
+    assert updated("before\n<!-- studies -->\nold\n<!-- /studies -->\nafter\n", repository / "tests") == (
+        "before\n<!-- studies -->\n\n<!-- /studies -->\nafter\n"
+    )
