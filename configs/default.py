@@ -20,13 +20,19 @@ def get_config(argument: str | None = None) -> ConfigDict:
     # auto | folder | planted | movielens | amazon; auto = the folder where there is one, else by name: planted, or the
     # public ml-1m, beauty, clothing, sports and toys, which are downloaded
     data.source = "auto"
-    data.root = ""  # folder that holds <name>/ with interactions.* and features/; not part of the fingerprint
+    data.root = ""  # folder that holds <name>/ with interactions.* and features/, or these; not in the fingerprint
     data.manual_dir = ""  # folder with the archives of public data; "" = download them; not in the fingerprint
     data.k_core = 5  # interactions that each user and each item must keep; 1 = no filter (Section 4, datasets)
     data.user_fraction = 1.0  # share of the users that are kept, always the same ones; less for quick trials
     data.max_length = 50  # items of the history a model reads
     data.window_stride = 0  # items between windows of a longer history; 0 = max_length / 2; not for prefixes
     data.modalities = ("image-facets", "text-facets")  # <modality>-<encoder> of features/*.npz; () = item ids only
+
+    data.columns = columns = ConfigDict()  # what the columns of a folder's files are called; not in the fingerprint
+    columns.user_id = "user_id"  # in interactions.*
+    columns.item_id = "item_id"  # in interactions.* and items.*
+    columns.timestamp = "timestamp"  # in interactions.*, where there is one
+    columns.title = "title"  # in items.*, where there is one
 
     data.planted = planted = ConfigDict()  # settings of the planted shop; read by no other source
     planted.num_users = 1200  # users
@@ -38,6 +44,19 @@ def get_config(argument: str | None = None) -> ConfigDict:
     planted.cold_rate = 0.02  # share of items that come on sale late, so that no train part has them
     planted.feature_dim = 64  # width of the features, 8 or more
     planted.seed = 0  # of the shop and its log
+
+    config.encode = encode = (
+        ConfigDict()
+    )  # how kdsr_jax.encode makes features of a folder's items; not in the fingerprint
+    encode.missing = False  # make features files that are missing before training
+    encode.text_fields = ()  # columns of items.* that make an item's text, in this order; () = all, the title first
+    encode.field_characters = 400  # first characters that are taken of each
+    encode.template = ""  # text with fields in braces instead, such as "{title} by {brand:.50}"; "" = joined by ". "
+    encode.layer = -1  # whose output is pooled: 0 = the embeddings .. -1 = the last
+    encode.batch_size = 32  # items encoded at a time
+    encode.revision = ""  # of a model from the hub; "" = its newest
+    encode.models_folder = ""  # folder of models' folders, looked into before the hub
+    encode.trust_remote_code = False  # run code that comes with a model from the hub
 
     config.teacher = teacher = ConfigDict()
     teacher.condensed_dim = 0  # width of the condensed features and modality tables; 0 = model.dim (Section 3.1)

@@ -4,6 +4,7 @@ import difflib
 import itertools
 import math
 import re
+import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,6 +57,31 @@ def switch(value: Any) -> Complaint:
 def text(value: Any) -> Complaint:
     """Check for text."""
     return None if isinstance(value, str) else "must be text"
+
+
+def column(value: Any) -> Complaint:
+    """Check for the name of a column."""
+    return None if isinstance(value, str) and value.strip() else "must be the name of a column"
+
+
+def names(value: Any) -> Complaint:
+    """Check for names, each once; none is fine."""
+    right = isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+    return None if right and len(set(value)) == len(value) else "must be different names, such as title,brand"
+
+
+def template(value: Any) -> Complaint:
+    """Check for a text with fields in braces, ``{title}`` or ``{title:.100}`` for its first 100 characters; "" is fine."""
+    try:
+        fields = [
+            (name, length) for _, name, length, how in string.Formatter().parse(value) if (name, how) != (None, None)
+        ]
+        right = all(re.fullmatch(r"\w+", name) and re.fullmatch(r"(\.\d+)?", length) for name, length in fields)
+        conversions = any(how for *_, how in string.Formatter().parse(value))
+    except (ValueError, TypeError):
+        right, conversions, fields = False, False, ()
+    right = right and not conversions and (fields or value == "")
+    return None if right else "must be a text with fields in braces, such as '{title}. {plot:.400}'"
 
 
 def folder_name(value: Any) -> Complaint:

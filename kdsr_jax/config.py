@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdsr_jax.catalogue import PUBLIC, names_of
-from kdsr_jax.checks import Check, choice, cutoffs, folder_name, modalities, not_among, real, switch, text, whole
+from kdsr_jax.checks import not_among
 from kdsr_jax.errors import UserError
+from kdsr_jax.fields import COLUMNS, ENCODE, make_fields
 
 _GRAPH = {"num_layers": 1, "hidden_dropout": 0.4, "attention_dropout": 0.2}
 # Backbone -> the settings of the model group that it was published with, in the order of the
@@ -36,9 +37,11 @@ WITHOUT_IDS = ("mmsrec",)
 NOT_READ_OUT = ("mmsrec",)  # backbones whose states are representations already
 CONTRASTIVE = ("mmsrec",)  # backbones that know a contrastive warm-up
 
-# Where the data lies, what is measured beside training and how it is shown say nothing about what comes out.
+# Where the data lies and what its columns are called, how features are made, what is measured beside training and how it
+# is shown say nothing about what comes out of given data; a run is tied to its data besides.
 _VIEWS = ("forgetting.num_pairs", "forgetting.reference_workdir", "log.tensorboard")
-NOT_FINGERPRINTED = ("data.root", "data.manual_dir", *_VIEWS)
+NOT_FINGERPRINTED = ("data.root", "data.manual_dir", *COLUMNS, *ENCODE, *_VIEWS)
+FIELDS = make_fields(BACKBONES)
 
 
 def apply_variant(config: Any, argument: str | None) -> Any:
@@ -267,78 +270,3 @@ def _check_widths(fields: Mapping[str, Any]) -> None:
     if condensed and width % fields["teacher.num_splits"]:
         source = "teacher.condensed_dim" if fields["teacher.condensed_dim"] else "model.dim"
         raise _error(fields, "teacher.num_splits", f"must divide the condensed width, --config.{source}={width}")
-
-
-# Every field and what it may hold, in the order of configs/default.py; rules between fields are above.
-FIELDS: dict[str, Check] = {
-    "seed": whole(0),
-    "data.name": folder_name,
-    "data.source": choice("auto", "folder", "planted", "movielens", "amazon"),
-    "data.root": text,
-    "data.manual_dir": text,
-    "data.k_core": whole(1),
-    "data.user_fraction": real(high=1, above=True),
-    "data.max_length": whole(2),
-    "data.window_stride": whole(0),
-    "data.modalities": modalities,
-    "data.planted.num_users": whole(1),
-    "data.planted.num_items": whole(18),
-    "data.planted.mean_length": real(6),
-    "data.planted.entanglement": real(high=1),
-    "data.planted.noise": real(),
-    "data.planted.missing_rate": real(high=1),
-    "data.planted.cold_rate": real(high=0.5),
-    "data.planted.feature_dim": whole(8),
-    "data.planted.seed": whole(0),
-    "teacher.condensed_dim": whole(0),
-    "teacher.autoencoder": choice("linear", "pca", "sigmoid"),
-    "teacher.rotation": choice("balanced", "random", "none"),
-    "teacher.score_fn": choice("cosine", "dot", "euclidean", "manhattan"),
-    "teacher.num_splits": whole(1),
-    "teacher.num_codes": whole(2, 65535),
-    "teacher.quantizer": choice("vq", "kmeans", "vq_joint"),
-    "teacher.num_pairs": whole(1),
-    "teacher.seed": whole(0),
-    "distill.enabled": switch,
-    "distill.lambda_score": real(),
-    "distill.lambda_code": real(),
-    "distill.temperature": real(above=True),
-    "distill.sigma": choice("sigmoid", "softmax", "identity"),
-    "distill.pair_budget": whole(0),
-    "model.name": choice(*BACKBONES),
-    "model.tables": choice("tuned", "frozen", "none"),
-    "model.dim": whole(1),
-    "model.num_layers": whole(1),
-    "model.num_heads": whole(1),
-    "model.hidden_dropout": real(high=1, below=True),
-    "model.attention_dropout": real(high=1, below=True),
-    "model.fusion": choice("gate", "concat", "sum"),
-    "model.readout": choice("last", "last_sum", "mean", "long_short", "attention"),
-    "model.short_term": whole(1),
-    "model.item_scores": choice("ids", "fused"),
-    "model.table_scale": real(above=True),
-    "model.num_clusters": whole(1),
-    "model.cluster_links": whole(1),
-    "model.cluster_weight": real(),
-    "model.official_quirks": switch,
-    "model.score_temperature": real(above=True),
-    "model.warmup_epochs": whole(0, 10_000),
-    "train.epochs": whole(1, 100_000),
-    "train.batch_size": whole(1, 1_000_000),
-    "train.prefixes": switch,
-    "train.learning_rate": real(above=True),
-    "train.weight_decay": real(),
-    "train.clip_norm": real(),
-    "train.ramp_epochs": whole(0, 10_000),
-    "train.ramp_start": real(high=1),
-    "train.ramp_end": real(above=True, high=1),
-    "train.steps_per_call": whole(1, 10_000),
-    "train.patience": whole(1),
-    "eval.protocol": choice("validation", "paper", "both"),
-    "eval.every": whole(1),
-    "eval.topk": cutoffs,
-    "eval.filter_seen": switch,
-    "forgetting.num_pairs": whole(0, 10_000_000),
-    "forgetting.reference_workdir": text,
-    "log.tensorboard": switch,
-}

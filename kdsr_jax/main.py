@@ -32,6 +32,10 @@ def run(words: Sequence[str]) -> None:
     if mode == "stats":
         print(json.dumps(_describe(config.data)))
         return
+    if mode == "train" and config.encode.missing:
+        from kdsr_jax.encode import encode_missing
+
+        encode_missing(config)
     from kdsr_jax import train
 
     work = train.train_and_evaluate if mode == "train" else train.evaluate_workdir

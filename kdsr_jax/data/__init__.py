@@ -41,13 +41,14 @@ class Dataset:
 def load_dataset(data, modalities: Iterable[str] | None = None) -> Dataset:
     """Load what the data part of a config names.
 
-    With `source` "auto", a folder `<root>/<name>/` that holds an interactions file is read; otherwise the name "planted"
+    With `source` "auto", a folder `<root>/<name>/`, or else `<root>` itself, that holds an interactions file is read; otherwise the name "planted"
     is the embedded shop, and the name of a public data set is that one, downloaded or from `manual_dir`, its features
     still from `<root>/<name>/features/`. A root that is given but has no such folder is an error, not a download.
 
     Args:
-        data: the config's `data` group; `name`, `source`, `root`, `k_core`, `user_fraction`, `modalities`, `planted` (a mapping, for the
-            planted source only) and `manual_dir` (for public data sets only) are read; `config.validate` has checked them.
+        data: the config's `data` group; `name`, `source`, `root`, `k_core`, `user_fraction`, `modalities`, `columns` (for folders only),
+            `planted` (a mapping, for the planted source only) and `manual_dir` (for public data sets only) are read;
+            `config.validate` has checked them.
         modalities: what to load instead of `data.modalities`; () where a model uses no features.
 
     Returns:
@@ -63,11 +64,11 @@ def load_dataset(data, modalities: Iterable[str] | None = None) -> Dataset:
 def _load_whole(data, wanted: Iterable[str]) -> Dataset:
     """Load with every user."""
     entries = {entry.partition("-")[0]: entry for entry in wanted}
-    kind, place = _choose_source(data), Path(data.root) / data.name
+    kind, place = _choose_source(data), folder.place(data.root, data.name)
     if kind == "planted":
         return _load_planted(data, entries)
     if kind == "folder":
-        source = folder.find(place)
+        source = folder.find(place, dict(data.columns))
     else:
         _require_features(data, place, entries)
         source = _BUILDERS[kind].find(data.name, data.manual_dir)
@@ -81,7 +82,7 @@ def _load_whole(data, wanted: Iterable[str]) -> Dataset:
 
 def _choose_source(data) -> str:
     """Return "folder", "planted", "movielens" or "amazon"."""
-    place = Path(data.root) / data.name
+    place = folder.place(data.root, data.name)
     # An empty root names no folder: the working directory is never searched by accident.
     if data.source in ("auto", "folder") and data.root and folder.find_log(place):
         return "folder"

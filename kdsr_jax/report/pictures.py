@@ -4,6 +4,7 @@ import base64
 import pathlib
 import re
 
+from kdsr_jax.data.sources.folder import place
 from kdsr_jax.data.sources.planted import icon
 
 MOST_BYTES = 64 * 1024  # of one file; larger ones are left out, as a page should stay small
@@ -25,7 +26,7 @@ def item_picture(item_id: str, item: dict, dataset, root: str) -> str | None:
     """
     if dataset.oracle is not None:
         return _uri("svg+xml", icon(item).encode()) if item else None
-    folder = pathlib.Path(root) / dataset.name / "images"
+    folder = place(root, dataset.name) / "images"
     if not root or item_id in (".", "..") or pathlib.PurePath(item_id).name != item_id:
         return None  # an id is no path
     for ending in (".jpg", ".png"):

@@ -1,10 +1,11 @@
-"""Your own data: a folder with `interactions.csv`, `.csv.gz` or `.parquet` and, optionally, `items.jsonl[.gz]`."""
+"""Your own data: a folder with `interactions.csv`, `.csv.gz` or `.parquet` and, optionally, `items.*` of the same or `.jsonl`."""
 
 import csv
+import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,7 +24,7 @@ from kdsr_jax.errors import UserError
 _logger = logging.getLogger("kdsr_jax")
 
 LOG_NAMES = ("interactions.csv", "interactions.csv.gz", "interactions.parquet")
-_ITEM_NAMES = ("items.jsonl", "items.jsonl.gz")
+ITEM_NAMES = ("items.jsonl", "items.jsonl.gz", "items.csv", "items.csv.gz", "items.parquet")
 _ID_COLUMNS = ("user_id", "item_id")
 _TIME_COLUMN = "timestamp"
 _MOST_ROWS = 2**31 - 1
@@ -43,11 +44,19 @@ def find_log(folder: str | Path) -> Path | None:
     return _find_one(Path(folder), LOG_NAMES)
 
 
-def find(folder: str | Path) -> Source:
+def place(root: str | Path, name: str) -> Path:
+    """Return the folder of a data set: `<root>/<name>`, or the root itself where only that holds an interactions file."""
+    below = Path(root) / name
+    return Path(root) if str(root) and not below.is_dir() and find_log(root) else below
+
+
+def find(folder: str | Path, columns: Mapping[str, str] | None = None) -> Source:
     """Find the files of a folder.
 
     Args:
         folder: folder of one data set.
+        columns: what the columns are called in its files, by `user_id`, `item_id`, `timestamp` and `title`; each has its
+            own name where it is not named.
 
     Returns:
         The source; the files are read later.
@@ -55,17 +64,20 @@ def find(folder: str | Path) -> Source:
     Raises:
         UserError: there is no interactions file, more than one of a kind, or a file cannot be read.
     """
-    files = [_require_log(folder), _find_one(Path(folder), _ITEM_NAMES)]
+    files = [_require_log(folder), _find_one(Path(folder), ITEM_NAMES)]
+    digest = digest_of_files(file for file in files if file)
+    if renamed := {ours: theirs for ours, theirs in (columns or {}).items() if ours != theirs}:
+        digest = hashlib.sha256(f"{digest} {sorted(renamed.items())}".encode()).hexdigest()
     return Source(
         "folder",
         os.path.abspath(folder),
-        digest_of_files(file for file in files if file),
-        lambda: load_log(folder),
-        lambda item_ids: load_items(folder, item_ids),
+        digest,
+        lambda: load_log(folder, columns),
+        lambda item_ids: load_items(folder, item_ids, columns),
     )
 
 
-def load_log(folder: str | Path) -> RawLog:
+def load_log(folder: str | Path, columns: Mapping[str, str] | None = None) -> RawLog:
     """Read the interactions of a folder.
 
     Columns: `user_id`, `item_id` (always strings: "007" stays "007"), `timestamp` (optional, a number). Others, such as
@@ -73,6 +85,7 @@ def load_log(folder: str | Path) -> RawLog:
 
     Args:
         folder: folder of one data set.
+        columns: see ``find``.
 
     Returns:
         The log in the order of the file.
@@ -82,7 +95,9 @@ def load_log(folder: str | Path) -> RawLog:
             timestamp that is not a number; the line names the file and, where one is at fault, the row.
     """
     path = _require_log(folder)
-    table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    own = (*_ID_COLUMNS, _TIME_COLUMN)
+    called = {(columns or {}).get(name, name): name for name in own}
+    table = _read_parquet(path, called) if path.suffix == ".parquet" else _read_csv(path, called)
     if table.num_rows == 0:
         raise UserError(f"{path}: the log is empty: it has no interactions")
     user_codes, user_names = _encode(table["user_id"], path, "user_id")
@@ -91,30 +106,36 @@ def load_log(folder: str | Path) -> RawLog:
     return RawLog(user_codes, item_codes, user_names, item_names, timestamps)
 
 
-def load_items(folder: str | Path, item_ids: np.ndarray) -> list[dict] | None:
-    """Read item metadata, one JSON object a line with an `item_id`; items outside the log are ignored; a warning counts them.
+def load_items(folder: str | Path, item_ids: np.ndarray, columns: Mapping[str, str] | None = None) -> list[dict] | None:
+    """Read item metadata, objects with an `item_id`: lines of JSON, or rows of a csv or parquet file.
+
+    Items outside the log are ignored; a warning counts them.
 
     Args:
         folder: folder of one data set.
         item_ids: [N + 1] unicode, raw item ids by item index; entry 0 is padding.
+        columns: see ``find``.
 
     Returns:
         N + 1 objects by item index, empty for padding and for items without metadata, `item_id` always a string; None
         where the folder has no such file.
 
     Raises:
-        UserError: more than one file, or a line that is not an object with a new `item_id`; it is named by number.
+        UserError: more than one file, a broken one, or a line or row without a new `item_id`; it is named by number.
     """
-    path = _find_one(Path(folder), _ITEM_NAMES)
+    path = _find_one(Path(folder), ITEM_NAMES)
     if path is None:
         return None
+    called = {"item_id": "item_id", "title": "title"} | dict(columns or {})
     metadata: dict[str, dict] = {}
-    for number, line in numbered_lines(path):
-        item = _parse_item(line, path, number)
-        item_id = item["item_id"]
-        if item_id in metadata:
-            raise UserError(f"{path}: line {number}: item {item_id!r} occurs a second time")
-        metadata[item_id] = item
+    for where, item in _item_lines(path) if ".jsonl" in path.name else _item_rows(path, called["item_id"]):
+        item_id = item.get(called["item_id"])
+        if isinstance(item_id, bool) or not isinstance(item_id, str | int) or item_id == "":
+            raise UserError(f"{where}: {called['item_id']!r} is missing, or neither a string nor a whole number")
+        if str(item_id) in metadata:
+            raise UserError(f"{where}: item {str(item_id)!r} occurs a second time")
+        title = {"title": item[called["title"]]} if called["title"] in item else {}
+        metadata[str(item_id)] = item | title | {"item_id": str(item_id)}
     ignored = len(metadata.keys() - set(item_ids.tolist()))
     if ignored:
         _logger.warning("%s: ignored %s items outside the log", path, f"{ignored:,}")
@@ -137,34 +158,52 @@ def _find_one(folder: Path, names: tuple[str, ...]) -> Path | None:
     return found[0] if found else None
 
 
-def _parse_item(line: bytes, path: Path, number: int) -> dict:
-    """Parse one line of item metadata."""
-    try:
-        item = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: line {number}: not UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: line {number}: not JSON ({error})") from None
-    if not isinstance(item, dict):
-        raise UserError(f"{path}: line {number}: not a JSON object")
-    item_id = item.get("item_id")
-    if isinstance(item_id, bool) or not isinstance(item_id, str | int) or item_id == "":
-        raise UserError(f"{path}: line {number}: 'item_id' is missing, or neither a string nor a whole number")
-    return item | {"item_id": str(item_id)}
+def _item_lines(path: Path) -> Iterator[tuple[str, dict]]:
+    """Yield place and object of every line of item metadata."""
+    for number, line in numbered_lines(path):
+        where = f"{path}: line {number}"
+        try:
+            item = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError:
+            raise UserError(f"{where}: not UTF-8") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not JSON ({error})") from None
+        if not isinstance(item, dict):
+            raise UserError(f"{where}: not a JSON object")
+        yield where, item
 
 
-def _read_csv(path: Path) -> pa.Table:
-    """Read the columns in use of a csv file."""
+def _item_rows(path: Path, id_column: str) -> Iterator[tuple[str, dict]]:
+    """Yield place and object of every row of a table of item metadata; empty cells are left out."""
+    if path.suffix == ".parquet":
+        try:
+            table = pa.parquet.read_table(path)
+            table.validate(full=True)
+        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+            raise UserError(f"{path}: not a readable parquet file ({error})") from None
+    else:
+        table = _read_csv(path, None)
+    if id_column not in table.column_names:
+        raise UserError(f"{path}: column {id_column!r} is missing; the file has: {', '.join(table.column_names)}")
+    rows = (values for batch in table.to_batches() for values in batch.to_pylist())
+    for row, values in enumerate(rows, 1):
+        yield f"{path}: row {row}", {name: value for name, value in values.items() if value not in (None, "")}
+
+
+def _read_csv(path: Path, called: Mapping[str, str] | None) -> pa.Table:
+    """Read a csv file: the columns in use, under our names (``called``: theirs -> ours), or all, as text (None)."""
     try:
         with open_file(path) as file:
-            columns = _columns_in_use(_header(file, path), path)
-        types = {name: _ID_TYPE if name in _ID_COLUMNS else pa.string() for name in columns}
+            header = _header(file, path)
+        columns = header if called is None else _columns_in_use(header, path, called)
+        types = {name: _ID_TYPE if (called or {}).get(name) in _ID_COLUMNS else pa.string() for name in columns}
         with open_file(path) as file:
-            return pa.csv.read_csv(
+            table = pa.csv.read_csv(
                 file,
                 parse_options=pa.csv.ParseOptions(newlines_in_values=True),
                 convert_options=pa.csv.ConvertOptions(include_columns=columns, column_types=types),
             )
+            return table if called is None else table.rename_columns([called[name] for name in columns])
     except GZIP_ERRORS as error:
         raise UserError(f"{path}: broken gzip file, cut short or damaged ({error})") from None
     except pa.ArrowInvalid as error:
@@ -186,12 +225,13 @@ def _header(file: BinaryIO, path: Path) -> list[str]:
     return names
 
 
-def _columns_in_use(names: list[str], path: Path) -> list[str]:
+def _columns_in_use(names: list[str], path: Path, called: Mapping[str, str]) -> list[str]:
     """Check the column names; return those that are read."""
-    for column in _ID_COLUMNS:
-        if column not in names:
-            raise UserError(f"{path}: column {column!r} is missing; the file has: {', '.join(names)}")
-    wanted = [column for column in (*_ID_COLUMNS, _TIME_COLUMN) if column in names]
+    for column, ours in called.items():
+        if column not in names and (ours in _ID_COLUMNS or column != ours):  # a time that is named must be there
+            hint = "" if column != ours else f"; --config.data.columns.{ours}=NAME says what it is called"
+            raise UserError(f"{path}: column {column!r} is missing; the file has: {', '.join(names)}{hint}")
+    wanted = [column for column in called if column in names]
     for column in wanted:
         if names.count(column) > 1:
             raise UserError(f"{path}: column {column!r} occurs more than once")
@@ -229,25 +269,26 @@ def _name_row(path: Path, row: int) -> str:
     return f"{path}: row {row} (line {next(line for number, line, _ in _csv_rows(path) if number == row)})"
 
 
-def _read_parquet(path: Path) -> pa.Table:
-    """Read the columns in use of a parquet file."""
+def _read_parquet(path: Path, called: Mapping[str, str]) -> pa.Table:
+    """Read the columns in use of a parquet file, under our names (``called``: theirs -> ours)."""
     try:
         metadata, schema = pa.parquet.read_metadata(path), pa.parquet.read_schema(path)
-        columns = _columns_in_use(schema.names, path)
-        _check_types(schema, columns, path)
+        columns = _columns_in_use(schema.names, path, called)
+        _check_types(schema, columns, path, called)
         _check_claims(metadata, columns, path)
-        table = pa.parquet.read_table(path, columns=columns, read_dictionary=list(_ID_COLUMNS))
+        ids = [name for name in columns if called[name] in _ID_COLUMNS]
+        table = pa.parquet.read_table(path, columns=columns, read_dictionary=ids)
         table.validate(full=True)  # a damaged file may hold codes beyond its dictionary
-        return table
+        return table.rename_columns([called[name] for name in table.column_names])
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise UserError(f"{path}: not a readable parquet file ({error})") from None
 
 
-def _check_types(schema: pa.Schema, columns: list[str], path: Path) -> None:
+def _check_types(schema: pa.Schema, columns: list[str], path: Path, called: Mapping[str, str]) -> None:
     """Raise where a column is neither of ids nor of times; what is left takes a few bytes a row."""
     for name in columns:
         kind = schema.field(name).type
-        if name == _TIME_COLUMN:
+        if called[name] == _TIME_COLUMN:
             if not (pa.types.is_primitive(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)):
                 raise UserError(f"{path}: column {name!r} is of type {kind}; times must be numbers")
             continue
