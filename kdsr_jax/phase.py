@@ -13,7 +13,7 @@ from kdsr_jax.checkpoint import Checkpoints
 from kdsr_jax.data.batches import Batches
 from kdsr_jax.data.interactions import train_lengths
 from kdsr_jax.data.sequences import Windows, limit_targets
-from kdsr_jax.errors import Diverged, UserError
+from kdsr_jax.errors import Diverged
 from kdsr_jax.evaluate import Evaluator, summarise
 from kdsr_jax.events import Events
 from kdsr_jax.objective import Objective

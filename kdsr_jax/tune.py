@@ -18,7 +18,7 @@ from typing import Any
 
 from kdsr_jax import axes, cli
 from kdsr_jax.checks import not_among
-from kdsr_jax.config import to_dict, validate
+from kdsr_jax.config import flatten, to_dict, validate
 from kdsr_jax.errors import Diverged, UserError, answer
 from kdsr_jax.files import replace_file
 
@@ -199,9 +199,9 @@ def _command(workdir):
 def _write_best(search, trial, over, arguments):
     """Write best.py: all in which the best trial's config differs from configs/default.py."""
     config = axes.with_settings(search.config, trial.params)
+    found = f"{trial.value:.4f} percent, trial {trial.number}, epoch {trial.user_attrs['epoch']}"
     lines = [
-        f"The best of {over} trials by {arguments.metric} on validation: {trial.value:.4f} percent, trial {trial.number}, "
-        f"epoch {trial.user_attrs['epoch']}.",
+        f"The best of {over} trials by {arguments.metric} on validation: {found}.",
         "",
         f"    {_command(arguments.workdir)}",
         "",
@@ -223,7 +223,7 @@ def config_file(config: Any, lines: Sequence[str]) -> str:
         config: a valid config.
         lines: of its docstring.
     """
-    default, fields = _leaves(cli.load_config(str(_DEFAULTS))), _leaves(config)
+    default, fields = (flatten(c.to_dict()) for c in (cli.load_config(str(_DEFAULTS)), config))
     for name in ("data.root", "data.manual_dir", "forgetting.reference_workdir"):
         fields[name] = fields[name] and str(pathlib.Path(fields[name]).absolute())
     escaped = "\n".join(line.replace("\\", "\\\\").replace('"', '\\"') for line in lines)
@@ -232,14 +232,6 @@ def config_file(config: Any, lines: Sequence[str]) -> str:
         f'"""{escaped}\n"""\n\nfrom configs import default\n\n\ndef get_config():\n    config = default.get_config()\n'
         f"{''.join(changes)}    return config\n"
     )
-
-
-def _leaves(group, prefix=""):
-    """Return the fields of a config under dotted names, as they are."""
-    leaves = {}
-    for key, value in group.items():
-        leaves |= _leaves(value, f"{prefix}{key}.") if hasattr(value, "keys") else {f"{prefix}{key}": value}
-    return leaves
 
 
 if __name__ == "__main__":
