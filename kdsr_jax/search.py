@@ -107,21 +107,20 @@ class Search:
                 raise UserError(f"trial {trial.number} is given up: {error}; the same command tries others") from error
             return trial, config, Workdir(self._folder(trial.number), config)
 
-    def finish(self, trial, state, value, write_best, **facts):
+    def finish(self, trial, state, facts, write_best):
         """End a trial.
 
         Args:
           trial: as ``claim`` gave it.
           state: TrialState: COMPLETE, PRUNED, or FAIL for one that does not count.
-          value: of a complete trial.
+          facts: dict that is kept as the trial's user attributes; "value" is what a complete trial is judged by.
           write_best: called with the complete trials, the best first, and the number of those that are over, if there are
             any; by one process at a time.
-          **facts: kept as the trial's user attributes.
         """
         with self._alone():
             for name, fact in facts.items():
                 trial.set_user_attr(name, fact)
-            self._study.tell(trial, value if state == TrialState.COMPLETE else None, state)
+            self._study.tell(trial, facts["value"] if state == TrialState.COMPLETE else None, state)
             self._write(write_best)
 
     def refresh(self, write_best):

@@ -92,11 +92,8 @@ def _search(config, searched, arguments):
     from kdsr_jax.reporting import say
     from kdsr_jax.search import Search, readable
 
-    identity = {
-        "config": to_dict(config),
-        "metric": arguments.metric,
-        "data_sha256": data_digest(train.load_data(config)),
-    }
+    dataset = train.load_data(config)
+    identity = {"config": to_dict(config), "metric": arguments.metric, "data_sha256": data_digest(dataset)}
     identity["tries"] = {axis.name: axis.text() for axis in searched}
     first_epoch = config.model.warmup_epochs  # a warm-up is not evaluated
     with Search(arguments.workdir, config, searched, identity, first_epoch + arguments.prune_after) as search:
@@ -109,8 +106,9 @@ def _search(config, searched, arguments):
                 trial, trial_config, folder = claimed
                 with folder:
                     say(f"trial {trial.number}: {_shown(trial.params)}")
-                    state, facts, error = _train_trial(trial, trial_config, folder, arguments.metric)
-                    search.finish(trial, state, facts.get("value"), write_best, **facts)
+                    given = dataset if _read(trial_config) == _read(config) else None
+                    state, facts, error = _train_trial(trial, trial_config, given, folder, arguments.metric)
+                    search.finish(trial, state, facts, write_best)
                 if error:
                     message = f"trial {trial.number}, {_shown(trial.params)}, is given up: {error}"
                     raise UserError(f"{message}; the same command tries others")
@@ -119,8 +117,15 @@ def _search(config, searched, arguments):
             _print_best(search, arguments)
 
 
-def _train_trial(trial, config, folder, metric):
-    """Train a trial to its end, going on from its newest checkpoint.
+def _read(config):
+    """Return what decides what is loaded."""
+    from kdsr_jax.layout import modality_names
+
+    return to_dict(config)["data"], any(modality_names(config))
+
+
+def _train_trial(trial, config, dataset, folder, metric):
+    """Train a trial to its end, going on from its newest checkpoint; without a dataset, it is loaded.
 
     Returns:
       (TrialState, facts to keep, None or the UserError that says why these settings do not fit the data).
@@ -136,7 +141,7 @@ def _train_trial(trial, config, folder, metric):
     started = time.perf_counter()
     try:
         try:
-            run = train.prepare(config)
+            run = train.prepare(config, dataset)
             phase = train.select_phase(run)
         except UserError as error:
             return TrialState.FAIL, {"ended": "failed"}, error
