@@ -184,11 +184,12 @@ def _print_best(search, arguments):
     (over, running), ranking = search.counts(), search.ranking()
     if not ranking:
         raise UserError(f"none of {over} trials came to its end; try smaller learning rates in a new --workdir")
-    columns = {}
+    leaves, columns = [name.rpartition(".")[2] for name in ranking[0].params], {}
+    names = ranking[0].params if len(set(leaves)) < len(leaves) else leaves
     for trial in ranking[:_SHOWN]:
         facts = trial.user_attrs
         rows = {arguments.metric: f"{trial.value:.4f}", "best epoch": f"{facts['epoch']} of {facts['epochs']}"}
-        columns[f"trial {trial.number}"] = rows | {name: _number(value) for name, value in trial.params.items()}
+        columns[f"trial {trial.number}"] = rows | dict(zip(names, map(_number, trial.params.values()), strict=True))
     many = f"{over} trials, {len(ranking)} of them to the end"
     print_columns(columns, f"the best of {many}; validation, in percent", "")
     if running:
