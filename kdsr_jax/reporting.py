@@ -92,7 +92,7 @@ def print_columns(columns, title, heading):
 
     Args:
       columns: dict heading -> dict row -> text; the rows are those of the first, and one that another lacks stays empty.
-      title: of the table; nothing in it or in the texts is read as markup.
+      title: of the table, or ""; nothing in it or in the texts is read as markup.
       heading: of the rows' names.
     """
     table = rich.table.Table(title=rich.text.Text(title))

@@ -190,8 +190,8 @@ def _print_best(search, arguments):
         facts = trial.user_attrs
         rows = {arguments.metric: f"{trial.value:.4f}", "best epoch": f"{facts['epoch']} of {facts['epochs']}"}
         columns[f"trial {trial.number}"] = rows | dict(zip(names, map(_number, trial.params.values()), strict=True))
-    many = f"{over} trials, {len(ranking)} of them to the end"
-    print_columns(columns, f"the best of {many}; validation, in percent", "")
+    print(f"the best of {over} trials, {len(ranking)} of them to the end; validation, in percent")
+    print_columns(columns, "", "")
     if running:
         print(f"{running} more in the hands of other processes, the last of which writes the best config anew")
     print(f"best config: {search.path / 'best.py'}\ntrain it:    {_command(arguments.workdir)}")
