@@ -22,6 +22,7 @@ from kdsr_jax.config import unknown_field, validate
 from kdsr_jax.errors import UserError
 
 MODES = ("train", "stats", "evaluate")
+FLAGS = ("config", "workdir", "mode", "help")
 
 _SETTING = re.compile(r"--?(?P<no>no)?config\.(?P<name>[^=]+)(?:=(?P<value>.*))?", re.DOTALL)
 _PARSERS = {int: flags.IntegerParser(), float: flags.FloatParser(), bool: flags.BooleanParser()}
@@ -60,11 +61,11 @@ def parse(words: Sequence[str]) -> Command:
         # A misspelt --config explains more than a missing one.
         wrong = [word for word in settings if not _SETTING.fullmatch(word)]
         missing = "--config is missing; give a config file, such as --config=configs/planted.py"
-        raise UserError(_unexpected(wrong[0]) if wrong else missing)
+        raise UserError(_unexpected(wrong[0], FLAGS) if wrong else missing)
     config = load_config(values.config)
     apply_settings(config, settings)
     validate(config)
-    _check_workdir(values.workdir, needed=values.mode != "stats")
+    check_workdir(values.workdir, needed=values.mode != "stats")
     return Command(config, values.workdir, values.mode)
 
 
@@ -100,7 +101,7 @@ def load_config(location: str) -> Any:
         raise UserError(f"--config={path}: the config file fails with {type(error).__name__}: {error}") from error
 
 
-def apply_settings(config: Any, words: Sequence[str]) -> None:
+def apply_settings(config: Any, words: Sequence[str], known: Sequence[str] = FLAGS) -> None:
     """Set the fields that words of the form ``--config.FIELD=VALUE`` name, in their order.
 
     A value may also be a word of its own; switches are also ``--config.FIELD`` and ``--noconfig.FIELD``; lists are
@@ -109,6 +110,7 @@ def apply_settings(config: Any, words: Sequence[str]) -> None:
     Args:
         config: the config, changed in place.
         words: what is left of the command line when all other flags are taken out.
+        known: names of those other flags, one of which may be what an unknown one was meant to be.
 
     Raises:
         UserError: for an unknown flag, an unknown field, a value of the wrong type, or a word left over.
@@ -117,7 +119,7 @@ def apply_settings(config: Any, words: Sequence[str]) -> None:
     for word in remaining:
         match = _SETTING.fullmatch(word)
         if not match:
-            raise UserError(_unexpected(word))
+            raise UserError(_unexpected(word, known))
         name = match["name"]
         current = _current(config, name)
         value = match["value"]
@@ -131,6 +133,33 @@ def apply_settings(config: Any, words: Sequence[str]) -> None:
             raise UserError(f"{word}: the value is missing; write --config.{name}=VALUE")
         group, _, leaf = name.rpartition(".")
         setattr(_walk(config, group), leaf, _parse(name, value, current))
+
+
+def check_workdir(workdir: str | None, *, needed: bool = True) -> None:
+    """Refuse a workdir that cannot be a writable folder; writes nothing.
+
+    Args:
+        workdir: what ``--workdir`` says, or None.
+        needed: whether it must say something.
+
+    Raises:
+        UserError: naming the folder that is at fault.
+    """
+    if not workdir:
+        if needed:
+            raise UserError("--workdir is missing; give a folder for the run, such as --workdir=runs/planted")
+        return
+    path = Path(workdir).absolute()
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # which of the folders above is at fault is told below
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--workdir={workdir!r}: not the path of a folder ({reason})") from None
+    existing = next(folder for folder in (path, *path.parents) if os.path.exists(folder))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir={workdir}: {existing} is not a folder that can be written to")
 
 
 @contextlib.contextmanager
@@ -160,36 +189,17 @@ def _check_order(words: Sequence[str]) -> None:
             raise UserError(f"{word}: comes before --config=FILE; put it behind")
 
 
-def _check_workdir(workdir: str | None, *, needed: bool) -> None:
-    """Refuse a workdir that cannot be a writable folder; writes nothing."""
-    if not workdir:
-        if needed:
-            raise UserError("--workdir is missing; give a folder for the run, such as --workdir=runs/planted")
-        return
-    path = Path(workdir).absolute()
-    try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        pass  # which of the folders above is at fault is told below
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--workdir={workdir!r}: not the path of a folder ({reason})") from None
-    existing = next(folder for folder in (path, *path.parents) if os.path.exists(folder))
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--workdir={workdir}: {existing} is not a folder that can be written to")
-
-
 def _nearest_file(path: Path) -> str:
     files = [str(file) for file in path.parent.glob("*.py")]
     nearest = difflib.get_close_matches(str(path), files, n=1)
     return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
-def _unexpected(word: str) -> str:
+def _unexpected(word: str, known: Sequence[str]) -> str:
     if not word.startswith("-"):
         return f"unexpected argument {word!r}; flags are written --flag=value"
     name = re.split(r"[.=]", word.lstrip("-"), maxsplit=1)[0]
-    nearest = difflib.get_close_matches(name, ["config", "workdir", "mode", "help"], n=1)
+    nearest = difflib.get_close_matches(name, known, n=1)
     return f"{word}: unknown flag" + (f"; did you mean --{nearest[0]}?" if nearest else "; see --help")
 
 

@@ -34,6 +34,7 @@ CLUSTERED = ("mmsr",)  # backbones that read clusters of the modalities' feature
 FUSED = ("gru4rec", "sasrec", "srgnn", "sasrm", "mmsr")  # backbones that read one fused vector an item
 FUSING = ("nova", "difsr", "kdsr_lite")  # backbones that fuse something of their own by model.fusion, tables or not
 WITHOUT_IDS = ("mmsrec",)
+WITHOUT_ATTENTION = ("gru4rec", "srgnn")  # backbones that do not read model.attention_dropout
 NOT_READ_OUT = ("mmsrec",)  # backbones whose states are representations already
 CONTRASTIVE = ("mmsrec",)  # backbones that know a contrastive warm-up
 

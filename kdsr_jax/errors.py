@@ -8,6 +8,10 @@ class UserError(Exception):
     """Bad input; command lines print it as one line and exit with code 2."""
 
 
+class Diverged(UserError):
+    """A loss or the gradient became NaN or infinite; other settings may do better."""
+
+
 def answer(work: Callable[[], int | None], interrupted: str = "interrupted; the same command goes on from here") -> int:
     """Do the work of a command line and return its exit code.
 

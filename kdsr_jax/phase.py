@@ -13,7 +13,7 @@ from kdsr_jax.checkpoint import Checkpoints
 from kdsr_jax.data.batches import Batches
 from kdsr_jax.data.interactions import train_lengths
 from kdsr_jax.data.sequences import Windows, limit_targets
-from kdsr_jax.errors import UserError
+from kdsr_jax.errors import Diverged
 from kdsr_jax.evaluate import Evaluator, summarise
 from kdsr_jax.events import Events
 from kdsr_jax.objective import Objective
@@ -188,7 +188,7 @@ class PhaseRunner:
           (state, dict loss part -> mean over the epoch's targets).
 
         Raises:
-          UserError: a loss part or the gradient became NaN or infinite.
+          Diverged: a loss part or the gradient became NaN or infinite.
         """
         chunks, warmup = self.batches.chunks_per_epoch, epoch <= self.run.config.model.warmup_epochs
         sums, total = {}, 0.0
@@ -228,7 +228,7 @@ class PhaseRunner:
             parts = [name for name in bad if name not in ("loss", "gradient_norm")] or bad
             steps = f"{before + 1} to {before + int((log['targets'] > 0).sum())}"
             kept = f"the good checkpoint of epoch {epoch - 1} is kept" if epoch > 1 else "there is no checkpoint yet"
-            raise UserError(
+            raise Diverged(
                 f"{self.phase.name}, epoch {epoch}: {', '.join(parts)} became NaN or infinite in steps {steps}; {kept}; "
                 f"try a smaller --config.train.learning_rate in a new --workdir"
             )

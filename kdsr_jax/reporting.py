@@ -83,14 +83,24 @@ def print_metrics(columns, title):
       columns: dict heading -> dict metric -> percent; a metric that a column lacks stays empty there.
       title: of the table; nothing in it is read as markup.
     """
+    shown = {heading: {name: f"{value:.4f}" for name, value in metrics.items()} for heading, metrics in columns.items()}
+    print_columns(shown, title, "metric")
+
+
+def print_columns(columns, title, heading):
+    """Print a table to stdout.
+
+    Args:
+      columns: dict heading -> dict row -> text; the rows are those of the first, and one that another lacks stays empty.
+      title: of the table, or ""; nothing in it or in the texts is read as markup.
+      heading: of the rows' names.
+    """
     table = rich.table.Table(title=rich.text.Text(title))
-    table.add_column("metric")
-    for heading in columns:
-        table.add_column(rich.text.Text(heading), justify="right")
-    for name in next(iter(columns.values())):
-        table.add_row(
-            rich.text.Text(name), *(f"{metrics[name]:.4f}" if name in metrics else "" for metrics in columns.values())
-        )
+    table.add_column(rich.text.Text(heading))
+    for name in columns:
+        table.add_column(rich.text.Text(name), justify="right")
+    for row in next(iter(columns.values())):
+        table.add_row(*(rich.text.Text(text) for text in (row, *(texts.get(row, "") for texts in columns.values()))))
     rich.console.Console().print(table)
 
 

@@ -116,13 +116,17 @@ def evaluate_workdir(config, workdir):
         return metrics
 
 
+def load_data(config):
+    """Return the Dataset of a config, with the features that its model reads."""
+    return load_dataset(config.data, config.data.modalities if any(modality_names(config)) else ())
+
+
 def prepare(config, dataset=None):
     """Load the data (unless a Dataset is given), fit or fetch the teacher and lay out the student; returns a Run."""
     tabled, clustered = modality_names(config)
-    modalities = config.data.modalities if tabled or clustered else ()
-    dataset, placement = dataset or load_dataset(config.data, modalities), Placement()
+    dataset, placement = dataset or load_data(config), Placement()
     width = table_width(config)
-    features = dataset.features if modalities else {}
+    features = dataset.features if tabled or clustered else {}
     teachers, report = fit_teachers(features, config.teacher, width, cache_folder(), codes=config.distill.enabled)
     facts = placement.put(item_facts(teachers, bool(clustered), config.model, config.teacher.seed))
     scale = config.model.table_scale

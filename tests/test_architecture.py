@@ -18,6 +18,8 @@ ONLY_IN = {
     "array_record": {"data/shards.py"},
     "jinja2": {"report"},
     "markupsafe": {"report"},
+    "optuna": {"search.py", "tune.py"},
+    "sqlalchemy": {"search.py"},
     "ml_collections": {"main.py", "config.py"},
     "absl": {"main.py", "cli.py"},
     "tensorflow": set(),
@@ -44,6 +46,7 @@ MAY_IMPORT = {
     "cli": {"checks", "config", "errors"},
     "main": {"cli", "config", "data", "encode", "errors", "train"},
     "encoders": {"encoders", "data", "errors", "files"},
+    "axes": {"cli", "config", "errors"},
 }
 # What these parts may import from outside of the standard library.
 MAY_USE = {
@@ -59,6 +62,7 @@ MAY_USE = {
     "checks": set(),
     "config": {"ml_collections"},
     "cli": {"absl"},
+    "axes": set(),
     "main": set(),
 }
 
@@ -124,7 +128,7 @@ def test_a_library_is_imported_only_in_its_place(path):
 def test_a_part_imports_only_what_lies_below_it(path):
     name, source = part(path), path.read_text()
     assert "main" not in internal(source)
-    if name not in ("main", "train", "fitting"):
+    if name not in ("main", "train", "fitting", "tune"):
         assert "train" not in internal(source)
     if name in MAY_IMPORT:
         assert internal(source) <= MAY_IMPORT[name]
@@ -179,6 +183,12 @@ def test_help_and_mistakes_are_answered_before_jax_is_imported():
         f"sys.argv = ['main', *{words}]\nassert main() == {code}\n" for words, code in lines
     )
     assert not loaded_after(run) & {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow_datasets", "pyarrow"}
+
+
+def test_mistakes_of_a_search_are_answered_before_jax_is_imported():
+    words = ["--config=configs/planted.py", "--workdir=x", "--try=model.num_heads=3"]
+    run = f"from kdsr_jax.tune import main\nassert main({words}) == 2"
+    assert not loaded_after(run) & {"jax", "jaxlib", "flax", "optax", "orbax", "numpy", "pyarrow"}
 
 
 def test_data_and_report_know_no_jax():
