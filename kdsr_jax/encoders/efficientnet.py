@@ -135,7 +135,8 @@ def _conv(kernel, states, stride, groups=1):
 
 def _norm(weights, name, states):
     scale = weights[f"{name}.weight"] / jnp.sqrt(weights[f"{name}.running_var"] + EPSILON)
-    return (states - weights[f"{name}.running_mean"]) * scale + weights[f"{name}.bias"]
+    bias = weights[f"{name}.bias"] - weights[f"{name}.running_mean"] * scale
+    return states * scale[None, None, None] + bias[None, None, None]
 
 
 def _relu6(states):

@@ -83,8 +83,8 @@ def embed(weights: Mapping[str, jax.Array], tokens: jax.Array, mask: jax.Array, 
         [n, d] float32.
     """
     states = weights["embeddings.word_embeddings.weight"][tokens]
-    states = states + weights["embeddings.position_embeddings.weight"][: tokens.shape[1]]
-    states = states + weights["embeddings.token_type_embeddings.weight"][0]
+    states = states + weights["embeddings.position_embeddings.weight"][None, : tokens.shape[1]]
+    states = states + weights["embeddings.token_type_embeddings.weight"][:1, None]
     states = _norm(weights, "embeddings.LayerNorm", states)
     for block in range(layer):
         states = _block(weights, f"encoder.layer.{block}", states, mask)
@@ -104,10 +104,10 @@ def _block(weights, name, states, mask):
 
 
 def _dense(weights, name, states):
-    return states @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+    return states @ weights[f"{name}.weight"].T + weights[f"{name}.bias"][None, None]
 
 
 def _norm(weights, name, states):
     centred = states - states.mean(-1, keepdims=True)
     scaled = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + EPSILON)
-    return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    return scaled * weights[f"{name}.weight"][None, None] + weights[f"{name}.bias"][None, None]
