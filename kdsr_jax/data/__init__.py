@@ -68,7 +68,7 @@ def _load_whole(data, wanted: Iterable[str]) -> Dataset:
     if kind == "planted":
         return _load_planted(data, entries)
     if kind == "folder":
-        source = folder.find(place, dict(data.columns))
+        source = folder.find(place, dict(getattr(data, "columns", ())))
     else:
         _require_features(data, place, entries)
         source = _BUILDERS[kind].find(data.name, data.manual_dir)
