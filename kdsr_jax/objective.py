@@ -41,10 +41,10 @@ class Objective:
         encode = {"method": "encode", "rngs": {"dropout": dropout_key}}
         states = self.student.apply(variables, batch.history, False, **encode)
         # A key of its own: candidates and histories may go through the same layers, which would drop the same numbers.
-        scored = {"method": "score", "rngs": {"dropout": jax.random.fold_in(dropout_key, 1)}}
+        scored = {"method": "candidate_vectors", "rngs": {"dropout": jax.random.fold_in(dropout_key, 1)}}
         representations = at_slots(states, batch)
-        logits = self.student.apply(variables, representations, False, **scored)
-        next_item = losses.next_item_loss(logits, batch.targets - 1, batch.mask)
+        vectors = self.student.apply(variables, False, **scored)
+        next_item = losses.next_item_loss(representations, vectors, batch.targets - 1, batch.mask)
         holistic, dissected = {}, {}
         for index, (name, teacher) in enumerate(teachers.items()):
             modality_key = jax.random.fold_in(pair_key, index)

@@ -139,9 +139,10 @@ def gradients(student, variables, history, dropout_key=None):
     def values(params):
         given = variables | {"params": params}
         states = student.apply(given, history, dropout_key is None, method="encode", **rngs)[mask]
-        logits = student.apply(given, states, dropout_key is None, method="score", **rngs)
+        vectors = student.apply(given, dropout_key is None, method="candidate_vectors", **rngs)
         weights = jnp.arange(1, student.dim + 1)[None]
-        return losses.next_item_loss(logits, targets[mask], np.ones(mask.sum(), bool)), jnp.sum(states**2 * weights)
+        next_item = losses.next_item_loss(states, vectors, targets[mask], np.ones(mask.sum(), bool))
+        return next_item, jnp.sum(states**2 * weights)
 
     def both(params):
         _, pull_back = jax.vjp(values, params)

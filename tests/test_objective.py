@@ -304,11 +304,11 @@ def test_histories_and_candidates_have_dropout_of_their_own():
 
     def apply(variables, *arguments, method, rngs):
         keys[method] = jax.random.key_data(rngs["dropout"]).tolist()
-        return jnp.zeros((*HISTORY.shape, DIM) if method == "encode" else (HISTORY.size, N))
+        return jnp.zeros((*HISTORY.shape, DIM) if method == "encode" else (N, DIM))
 
     student = SimpleNamespace(apply=apply, predicts_clusters=False)
     make_objective(student)({}, {}, {}, make_batch(), jax.random.key(0))
-    assert keys["encode"] != keys["score"]  # equal keys would drop equal numbers where both go through the same layers
+    assert keys["encode"] != keys["candidate_vectors"]  # else both drop the same
 
 
 # --- clusters of the next item ---------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Masked entries take no part: whatever they hold, NaN and infinities included, th
 the valid entries alone, and both are 0 where nothing is valid.
 """
 
+import functools
 from collections.abc import Mapping
 
 import chex
@@ -11,6 +12,8 @@ import jax
 import jax.numpy as jnp
 
 _MASKED = -1e30  # a logit that is finite and never matters
+CHUNK_BYTES = 16 * 2**20  # of the scores that next_item_loss holds at once
+SHORTEST_CHUNK = 64  # positions; every chunk reads and writes the whole gradient of the item vectors
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
@@ -110,22 +113,84 @@ def dissected_loss(code_logits: jax.Array, codes: jax.Array, mask: jax.Array) ->
     return _cross_entropy(code_logits, codes, mask)
 
 
-def next_item_loss(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
+def next_item_loss(
+    representations: jax.Array, vectors: jax.Array, targets: jax.Array, mask: jax.Array, chunk_bytes: int = CHUNK_BYTES
+) -> jax.Array:
     """Return the recommender's loss, full-softmax cross-entropy over all N items (section 3.1), per valid position.
 
+    The scores are representations @ vectors.T. They are never whole in memory: a chunk of positions is scored after
+    another, and where a gradient is asked for, a chunk's share of it is taken while its scores are at hand.
+
     Args:
-      logits: [P, N] or [..., P, N] float, a score for every item; column 0 is item 1.
-      targets: [P] or [..., P] int, 0-based columns, that is item index - 1; anything at masked positions. A valid
-        target past the last column makes the loss NaN.
-      mask: the shape of targets, bool, True at valid positions.
+      representations: [P, d] float32, of the histories.
+      vectors: [N, d] float32, of the items; row 0 is item 1.
+      targets: [P] int, 0-based rows of vectors, that is item index - 1; anything at masked positions. A valid target past
+        the last row makes the loss NaN.
+      mask: [P] bool, True at valid positions.
+      chunk_bytes: of a chunk's scores, > 0; changes speed and memory, not the result. A chunk has 64 positions at least.
 
     Returns:
       Scalar >= 0 in nats, the mean over valid positions; 0 if there are none. Padding takes no part.
 
-    Gradient: to logits, reverse mode only.
+    Gradient: to representations and vectors, reverse mode only, and once: it has no gradient of its own.
     """
-    _check_classes(logits, targets, mask)
-    return _cross_entropy(logits, targets, mask)
+    chex.assert_rank([representations, vectors, targets, mask], [2, 2, 1, 1])
+    chex.assert_equal_shape([targets, mask])
+    chex.assert_equal_shape_prefix([representations, targets], 1)
+    chex.assert_equal_shape_suffix([representations, vectors], 1)
+    # Zeros for what is masked, so that an overflow there does not reach a product with another row's weight of zero.
+    representations = jnp.where(mask[:, None], representations, 0.0)
+    longest = max(SHORTEST_CHUNK, chunk_bytes // (4 * vectors.shape[0]))
+    return _linear_cross_entropy(representations, vectors, targets, mask, longest)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _linear_cross_entropy(representations, vectors, targets, mask, longest):
+    chunks = _chunks((representations, targets, mask), longest)
+    values = jax.lax.map(lambda chunk: _scored(vectors, *chunk)[0], chunks)
+    return jnp.sum(values) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def _linear_cross_entropy_forward(representations, vectors, targets, mask, longest):
+    # The loss is a scalar, so its gradient is known here up to the factor that arrives in the backward pass.
+    count = jnp.maximum(jnp.sum(mask), 1)
+
+    def add(sums, chunk):
+        value, scores, normaliser = _scored(vectors, *chunk)
+        rows, targets, mask = chunk
+        is_target = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1) == targets[:, None]
+        weight = jnp.where(mask, 1.0 / count, 0.0)[:, None]
+        slope = (jnp.exp(scores - normaliser[:, None]) - is_target) * weight
+        return (sums[0] + value, sums[1] + slope.T @ rows), slope @ vectors
+
+    chunks = _chunks((representations, targets, mask), longest)
+    (total, to_vectors), to_rows = jax.lax.scan(add, (jnp.zeros((), vectors.dtype), jnp.zeros_like(vectors)), chunks)
+    to_rows = to_rows.reshape(-1, to_rows.shape[-1])[: representations.shape[0]]
+    return total / count, (to_rows, to_vectors)
+
+
+def _linear_cross_entropy_backward(longest, saved, cotangent):
+    return *(gradient * cotangent for gradient in saved), None, None
+
+
+_linear_cross_entropy.defvjp(_linear_cross_entropy_forward, _linear_cross_entropy_backward)
+
+
+def _chunks(arrays, longest):
+    """Split arrays [P, ...] into [chunks, p, ...], p at most ``longest``, with zeros (masked) at the end."""
+    size = arrays[0].shape[0]
+    count = max(1, -(-size // longest))
+    short = -size % count
+    padded = (jnp.pad(a, ((0, short),) + ((0, 0),) * (a.ndim - 1)) for a in arrays)
+    return tuple(a.reshape(count, -1, *a.shape[1:]) for a in padded)
+
+
+def _scored(vectors, rows, targets, mask):
+    """Return (sum of the valid rows' losses, scores [p, N], logs of their normalisers [p])."""
+    scores = rows @ vectors.T
+    normaliser = jax.nn.logsumexp(scores, axis=-1)
+    target_scores = jnp.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
+    return jnp.sum(jnp.where(mask, normaliser - target_scores, 0.0)), scores, normaliser
 
 
 def cluster_loss(logits: jax.Array, links: jax.Array) -> jax.Array:
@@ -163,7 +228,7 @@ def contrastive_loss(first: jax.Array, second: jax.Array, mask: jax.Array) -> ja
     logits = jnp.where(mask[None], first @ second.T, _MASKED)
     backward = jnp.where(mask[None], second @ first.T, _MASKED)
     own = jnp.arange(mask.shape[0])
-    return (next_item_loss(logits, own, mask) + next_item_loss(backward, own, mask)) / 2
+    return (_cross_entropy(logits, own, mask) + _cross_entropy(backward, own, mask)) / 2
 
 
 def _sum_parts(parts: jax.Array | Mapping[str, jax.Array]) -> jax.Array:

@@ -17,8 +17,15 @@ from kdsr_jax.ops import losses
 
 SETTINGS = hypothesis.settings(max_examples=20)
 SIGMAS = ("sigmoid", "identity", "softmax")
-CROSS_ENTROPIES = (losses.next_item_loss, losses.dissected_loss)
 BAD_VALUES = (float("nan"), float("inf"), -float("inf"), 3e38)
+
+
+def next_item_loss_of_logits(logits, targets, mask):
+    """The next item's loss where the scores of the histories are these logits."""
+    return losses.next_item_loss(logits, jnp.eye(logits.shape[-1]), targets, mask)
+
+
+CROSS_ENTROPIES = (next_item_loss_of_logits, losses.dissected_loss)
 
 
 def logistic(x):
@@ -211,19 +218,19 @@ def test_masked_rows_send_nothing_through_the_matrix_product():
     table = jnp.ones((3, 2))
 
     def loss(hidden):
-        return losses.next_item_loss(hidden @ table.T, jnp.array([0, 1]), jnp.array([True, False]))
+        return losses.next_item_loss(hidden, table, jnp.array([0, 1]), jnp.array([True, False]))
 
     hidden = jnp.array([[1.0, 2.0], [3e38, 3e38]])  # the masked row's logits overflow
     assert np.isfinite(jax.grad(loss)(hidden)).all()
 
 
 def test_a_valid_target_past_the_last_column_is_not_silent():
-    assert np.isnan(losses.next_item_loss(jnp.zeros((1, 3)), jnp.array([3]), jnp.array([True])))
+    assert np.isnan(next_item_loss_of_logits(jnp.zeros((1, 3)), jnp.array([3]), jnp.array([True])))
 
 
 def test_large_logits_do_not_overflow():
     logits = jnp.array([[1e4, 0.0, -1e4]])
-    value, gradient = jax.value_and_grad(losses.next_item_loss)(logits, jnp.array([1]), jnp.array([True]))
+    value, gradient = jax.value_and_grad(next_item_loss_of_logits)(logits, jnp.array([1]), jnp.array([True]))
     assert value == 1e4
     np.testing.assert_array_equal(gradient, [[1.0, -1.0, 0.0]])
 
@@ -242,7 +249,7 @@ def test_masking_rows_equals_dropping_them(seed, loss_fn):
 
 
 @pytest.mark.parametrize("loss_fn", CROSS_ENTROPIES)
-def test_cross_entropy_under_jit_vmap_and_further_leading_axes(loss_fn):
+def test_cross_entropy_under_jit_and_vmap(loss_fn):
     logits, targets, mask = classes(3, (4, 6))
     mask[2] = False
     value_and_grad = jax.value_and_grad(loss_fn)
@@ -250,15 +257,76 @@ def test_cross_entropy_under_jit_vmap_and_further_leading_axes(loss_fn):
     values, gradients = jax.jit(jax.vmap(value_and_grad))(logits, targets, mask)
     np.testing.assert_allclose(values, np.stack([value for value, _ in eager]), rtol=1e-5)
     np.testing.assert_allclose(gradients, np.stack([gradient for _, gradient in eager]), rtol=1e-4, atol=1e-7)
-    flat = loss_fn(logits.reshape(24, 5), targets.ravel(), mask.ravel())
-    np.testing.assert_allclose(loss_fn(logits, targets, mask), flat, rtol=1e-6)
+
+
+def test_cross_entropy_takes_further_leading_axes():
+    logits, targets, mask = classes(3, (4, 6))
+    flat = losses.dissected_loss(logits.reshape(24, 5), targets.ravel(), mask.ravel())
+    np.testing.assert_allclose(losses.dissected_loss(logits, targets, mask), flat, rtol=1e-6)
+
+
+# --- the next item, a chunk of positions after another ---------------------------------------------------------------
+
+
+def next_items(seed, positions=150, items=40, width=5):
+    rng = np.random.default_rng(seed)
+    representations = rng.normal(size=(positions, width)).astype(np.float32)
+    vectors = rng.normal(size=(items, width)).astype(np.float32)
+    return representations, vectors, rng.integers(0, items, positions), rng.random(positions) < 0.7
+
+
+# 150 positions are chunks of 64 at least: three, two (of 100 and padded, or of 75) and one.
+@pytest.mark.parametrize("chunk_bytes", [1, 75 * 4 * 40, 100 * 4 * 40, 10**6])
+def test_next_item_loss_is_the_same_however_it_is_cut(chunk_bytes):
+    representations, vectors, targets, mask = next_items(0)
+
+    def loss(representations, vectors):
+        return losses.next_item_loss(representations, vectors, targets, mask, chunk_bytes)
+
+    def whole(representations, vectors):
+        return reference_cross_entropy((representations @ vectors.T)[mask], targets[mask])
+
+    both = jax.jit(jax.value_and_grad(loss, (0, 1)))(representations, vectors)
+    expected = jax.value_and_grad(whole, (0, 1))(representations, vectors)
+    jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6), both, expected)
+    np.testing.assert_allclose(loss(representations, vectors), expected[0], rtol=1e-5)  # the pass without a gradient
+
+
+def test_next_item_gradient_matches_finite_differences_and_scales():
+    representations, vectors, targets, mask = next_items(1, positions=70, items=6, width=3)
+
+    def loss(representations, vectors):
+        return losses.next_item_loss(representations, vectors, targets, mask, 1)
+
+    check_grads(loss, (representations, vectors), order=1, modes=["rev"], atol=1e-2, rtol=1e-2, eps=1e-2)
+    gradient = jax.grad(loss, (0, 1))(representations, vectors)
+    tripled = jax.grad(lambda *a: 3.0 * loss(*a), (0, 1))(representations, vectors)
+    jax.tree.map(lambda three, one: np.testing.assert_allclose(three, 3.0 * one, rtol=1e-6), tripled, gradient)
+
+
+def test_scores_are_never_whole_in_memory():
+    representations, vectors, targets, mask = next_items(2, positions=1024, items=2000)
+
+    def needed(chunk_bytes):
+        def loss(representations, vectors):
+            return losses.next_item_loss(representations, vectors, targets, mask, chunk_bytes)
+
+        compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(representations, vectors).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    whole = 4 * 1024 * 2000
+    assert needed(whole) >= whole
+    assert needed(whole // 16) < whole / 4
 
 
 def test_shapes_that_do_not_fit_are_refused():
+    three, items = jnp.ones((3, 5)), jnp.ones((7, 5))
     with pytest.raises(AssertionError):
-        losses.next_item_loss(jnp.ones((3, 5)), jnp.ones(3, jnp.int32), jnp.ones(2, bool))
+        losses.next_item_loss(three, items, jnp.ones(3, jnp.int32), jnp.ones(2, bool))
     with pytest.raises(AssertionError):
-        losses.next_item_loss(jnp.ones((2, 5)), jnp.ones(3, jnp.int32), jnp.ones(3, bool))
+        losses.next_item_loss(three[:2], items, jnp.ones(3, jnp.int32), jnp.ones(3, bool))
+    with pytest.raises(AssertionError):
+        losses.next_item_loss(three, items[:, :4], jnp.ones(3, jnp.int32), jnp.ones(3, bool))
     with pytest.raises(AssertionError):
         losses.holistic_loss(jnp.ones(3), jnp.ones(3), jnp.ones((3, 1), bool), temperature=1.0)
 
