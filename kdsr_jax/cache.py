@@ -1,5 +1,6 @@
-"""Where fitted teachers, prepared data and downloads are kept between runs."""
+"""Where fitted teachers, prepared data, downloads and compiled programs are kept between runs."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -8,3 +9,16 @@ def cache_folder() -> Path:
     """Return the folder of all caches: $KDSR_CACHE, else kdsr_jax in the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("KDSR_CACHE") or Path(home) / "kdsr_jax")
+
+
+def keep_compiled() -> None:
+    """Let jax, which must not be imported yet, keep compiled programs in the caches' folder.
+
+    $JAX_COMPILATION_CACHE_DIR, jax's own variable, takes precedence; empty, it keeps nothing. A folder that cannot be written is
+    done without.
+    """
+    folder = cache_folder() / "compiled"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):  # else jax would warn of every program
+            os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Callable
 
+from kdsr_jax.cache import keep_compiled
+
 
 class UserError(Exception):
     """Bad input; command lines print it as one line and exit with code 2."""
@@ -13,7 +15,7 @@ class Diverged(UserError):
 
 
 def answer(work: Callable[[], int | None], interrupted: str = "interrupted; the same command goes on from here") -> int:
-    """Do the work of a command line and return its exit code.
+    """Do the work of a command line, with jax's compiled programs kept for the next, and return its exit code.
 
     Args:
         work: returns an exit code, or None for 0.
@@ -22,6 +24,7 @@ def answer(work: Callable[[], int | None], interrupted: str = "interrupted; the 
     Returns:
         What the work returns, 2 after one line about what the user can put right, or 130 after Ctrl-C.
     """
+    keep_compiled()
     try:
         return work() or 0
     except UserError as error:

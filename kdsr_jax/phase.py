@@ -220,7 +220,8 @@ class PhaseRunner:
         """
         length, ids = self.batches.chunk(index)
         arguments = state, self._resident, self.run.teachers, self.run.placement.put_rows(ids)
-        return self._trainer.run_chunk(*arguments, length=length, warmup=warmup)
+        with jax.transfer_guard("disallow"):  # all that a step reads is on the device already
+            return self._trainer.run_chunk(*arguments, length=length, warmup=warmup)
 
     def _stop_if_diverged(self, log, epoch, before):
         bad = [name for name, values in log.items() if not np.isfinite(values).all()]

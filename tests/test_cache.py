@@ -1,0 +1,54 @@
+"""Compiled programs are kept for the next process, where the user has not said otherwise and the folder can be written."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kdsr_jax.cache import keep_compiled
+
+VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def test_compiled_programs_are_kept_in_the_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("KDSR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(VARIABLE)
+    keep_compiled()
+    assert os.environ[VARIABLE] == str(tmp_path / "cache" / "compiled")
+
+
+@pytest.mark.parametrize("said", ["", "elsewhere"])
+def test_what_the_user_says_of_compiled_programs_holds(monkeypatch, said):
+    monkeypatch.setenv(VARIABLE, said)
+    keep_compiled()
+    assert os.environ[VARIABLE] == said
+
+
+def test_a_folder_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("KDSR_CACHE", str(tmp_path / "file" / "below"))
+    monkeypatch.delenv(VARIABLE)
+    keep_compiled()
+    assert VARIABLE not in os.environ
+
+
+def test_a_command_finds_the_programs_of_the_last_one(tmp_path, repository):
+    script = (
+        "from kdsr_jax.errors import answer\n"
+        "def work():\n"
+        "    import jax\n"
+        "    jax.monitoring.register_event_listener(lambda name, **_: print(name))\n"
+        "    jax.jit(lambda x: x * 2 + 1)(1.0)\n"
+        "answer(work)\n"
+    )
+    environment = os.environ | {"KDSR_CACHE": str(tmp_path)}
+    del environment[VARIABLE]
+
+    def hits():
+        words = [sys.executable, "-c", script]
+        done = subprocess.run(words, cwd=repository, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.count("/cache_hits")
+
+    assert hits() == 0
+    assert hits() == 1
