@@ -39,12 +39,16 @@ def make_row(study, job):
         job.workdir.mkdir(exist_ok=True)
         write_json(job.workdir / "result.json", result)
     saved = read_json(job.workdir / "config.json") or {}
-    row = {"kind": "run", "dataset": job.dataset, "label": job.label, "seed": job.seed}
-    row |= {"variant": job.setting.variant, "words": list(job.setting.words), "config": relevant(job.config)}
+    row = {"kind": "run", "dataset": job.dataset, "seed": job.seed, "config": relevant(job.config)} | own_words(job)
     row |= {"data_sha256": saved.get("data_sha256")} | {name: result.get(name) for name in RESULT}
     row["measures"] = {name: _measured(name, measure, job) for name, measure in study.measures.items()}
     row["measures"] |= {} if study.trains else {study.name: result}
     return row | {"cores": os.cpu_count(), "commit": read_json(note)}
+
+
+def own_words(job):
+    """Return what a study calls a job, which another study with the same run may call otherwise."""
+    return {"label": job.label, "variant": job.setting.variant, "words": list(job.setting.words)}
 
 
 def relevant(config):

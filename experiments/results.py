@@ -11,7 +11,7 @@ import pathlib
 import statistics
 
 from experiments import index, significance
-from experiments.records import relevant
+from experiments.records import own_words, relevant
 from kdsr_jax.files import replace_file
 from kdsr_jax.report.charts import write_svg
 from kdsr_jax.report.files import read_lines
@@ -42,6 +42,16 @@ class Store:
         return any(
             _key(row) == _key(job) and same_config(row["config"], relevant(job.config)) for row in _runs(self.rows())
         )
+
+    def found_elsewhere(self, job):
+        """Return the row of a job whose run stands in another study's runs.jsonl, or None; not where there is more to measure."""
+        if self.study.measures or not self.study.trains:
+            return None
+        for row in _runs(row for file in sorted(self.root.glob("*/runs.jsonl")) for row in read_lines(file)):
+            same = (row["dataset"], row["seed"]) == (job.dataset, job.seed)
+            if same and (row["test"] or row["paper"]) and same_config(row["config"], relevant(job.config)):
+                return row | {"measures": {}} | own_words(job)
+        return None
 
     def add(self, job, row):
         """Put a run's row in the place of an older one, drop comparisons with that, and draw everything anew."""

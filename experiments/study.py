@@ -189,7 +189,8 @@ def run(study, jobs, arguments):
         left = _left(time.monotonic() - started, expected[:number], expected[number:])
         print(f"[{number + 1}/{len(todo)}] {study.name}: {job}, in {job.workdir}{left}", flush=True)
         try:
-            store.add(job, records.make_row(study, job))
+            known = None if arguments.again or job.workdir.exists() else store.found_elsewhere(job)
+            store.add(job, known or records.make_row(study, job))
         except Exception as error:  # noqa: BLE001 - told at the end, and the other runs go on
             failed[str(job)] = f"{type(error).__name__}: {error}".splitlines()[0]
             print(f"failed: {failed[str(job)]}", flush=True)

@@ -87,6 +87,23 @@ def test_every_setting_and_seed_runs_once_and_stands_in_the_table(run, work, tmp
     assert code == 0 and len(work.calls) == 6 and "6 of 6 runs stand in" in out
 
 
+def test_a_run_of_another_study_is_taken_over_when_its_folder_is_gone(run, work, tmp_path):
+    run()
+    shutil.rmtree(tmp_path / "runs")
+    called = len(work.calls)
+    other = make_study(work, name="other", settings={"plain tuning": Setting("tuned-sasrm"), "new": Setting("gru4rec")})
+    assert run(study=other)[0] == 0
+    assert len(work.calls) == called + 1  # what is new
+    text = (tmp_path / "results" / "other" / "runs.jsonl").read_text()
+    row = next(row for row in map(json.loads, text.splitlines()) if row.get("label") == "plain tuning")
+    assert row["test"] == {"hr@20": 1.0} and row["variant"] == "tuned-sasrm"
+    # What has more to measure goes to the folder, and so is trained again.
+    measured = make_study(work, name="third", settings=other.settings, measures={"size": lambda *_: {"n": 1}})
+    shutil.rmtree(tmp_path / "runs")
+    assert run(study=measured)[0] == 0
+    assert len(work.calls) == called + 3
+
+
 def test_what_changed_is_run_again_and_takes_the_place_of_the_old(run, work, tmp_path):
     run()
     run("--config.model.num_layers=1")
