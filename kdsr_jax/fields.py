@@ -103,6 +103,7 @@ _BEHIND: dict[str, Check] = {
     "train.ramp_start": real(high=1),
     "train.ramp_end": real(above=True, high=1),
     "train.steps_per_call": whole(1, 10_000),
+    "train.matmul_precision": choice("default", "float32", "tf32", "bf16"),
     "train.patience": whole(1),
     "eval.protocol": choice("validation", "paper", "both"),
     "eval.every": whole(1),

@@ -22,6 +22,8 @@ from kdsr_jax.report.page import refresh_report
 from kdsr_jax.resident import make_resident
 from kdsr_jax.train_step import Trainer
 
+# train.matmul_precision -> what jax calls it.
+PRECISIONS = {"default": None, "float32": "float32", "tf32": "tensorfloat32", "bf16": "BF16_BF16_F32"}
 SELECT_K = 20  # epochs are chosen by mrr@20, whatever eval.topk asks for besides
 
 
@@ -220,7 +222,8 @@ class PhaseRunner:
         """
         length, ids = self.batches.chunk(index)
         arguments = state, self._resident, self.run.teachers, self.run.placement.put_rows(ids)
-        with jax.transfer_guard("disallow"):  # all that a step reads is on the device already
+        precision = jax.default_matmul_precision(PRECISIONS[self.run.config.train.matmul_precision])
+        with precision, jax.transfer_guard("disallow"):  # all that a step reads is on the device already
             return self._trainer.run_chunk(*arguments, length=length, warmup=warmup)
 
     def _stop_if_diverged(self, log, epoch, before):

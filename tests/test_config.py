@@ -191,6 +191,7 @@ OUTSIDE = {
     "train.ramp_start": (-0.1, 1.1),
     "train.ramp_end": (0.0, 1.1),
     "train.steps_per_call": (0, 10_001),
+    "train.matmul_precision": ("float16", "bfloat16"),
     "train.patience": (0,),
     "eval.protocol": ("test",),
     "eval.every": (0,),

@@ -12,6 +12,7 @@ from kdsr_jax import train
 from kdsr_jax.config import fingerprint
 from kdsr_jax.data.interactions import train_lengths
 from kdsr_jax.errors import UserError
+from kdsr_jax.phase import PhaseRunner
 from kdsr_jax.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -390,3 +391,18 @@ def test_one_target_a_prefix_trains_on_the_same_targets_and_changes_no_evaluatio
     assert (alone.train.counts == 1).all() and together.train.counts.max() > 1
     for one, other in zip(alone.evaluation.targets(), together.evaluation.targets(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("precision", "written"), [("default", "DEFAULT"), ("float32", "HIGHEST"), ("tf32", "HIGH,"), ("bf16", "bf16")]
+)
+def test_matrix_products_have_the_precision_asked_for(tiny, precision, written, monkeypatch):
+    run = train.prepare(tiny(f"train.matmul_precision={precision}", variant=":sasrec"))
+    runner = PhaseRunner(run, train.refit_phase(run, 1), folder=None)
+    run_chunk = runner._trainer.run_chunk
+    monkeypatch.setattr(
+        runner._trainer, "run_chunk", lambda *given, **static: run_chunk.lower(*given, **static).as_text()
+    )
+    text = runner.train_chunk(jax.eval_shape(runner.new_state), 0)
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert products and [line for line in products if written not in line] == []
