@@ -222,8 +222,7 @@ class PhaseRunner:
         """
         length, ids = self.batches.chunk(index)
         arguments = state, self._resident, self.run.teachers, self.run.placement.put_rows(ids)
-        precision = jax.default_matmul_precision(PRECISIONS[self.run.config.train.matmul_precision])
-        with precision, jax.transfer_guard("disallow"):  # all that a step reads is on the device already
+        with jax.default_matmul_precision(PRECISIONS[self.run.config.train.matmul_precision]):
             return self._trainer.run_chunk(*arguments, length=length, warmup=warmup)
 
     def _stop_if_diverged(self, log, epoch, before):

@@ -406,3 +406,12 @@ def test_matrix_products_have_the_precision_asked_for(tiny, precision, written, 
     text = runner.train_chunk(jax.eval_shape(runner.new_state), 0)
     products = [line for line in text.splitlines() if "dot_general" in line]
     assert products and [line for line in products if written not in line] == []
+
+
+def test_a_compiled_chunk_needs_nothing_from_the_host(tiny):
+    run = train.prepare(tiny())
+    runner = PhaseRunner(run, train.refit_phase(run, 1), folder=None)
+    state, _ = runner.train_chunk(runner.new_state(), 0)
+    same = next(i for i in range(1, 99) if runner.batches.chunk(i)[0] == runner.batches.chunk(0)[0])
+    with jax.transfer_guard("disallow"):  # compiling, the first call brings constants to the device
+        jax.block_until_ready(runner.train_chunk(state, same))
