@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from kdsr_jax import export, export_loader, train
+from kdsr_jax.config import BACKBONES
+from kdsr_jax.errors import UserError
+from kdsr_jax.phase import PhaseRunner
 from kdsr_jax.recommender import Recommender
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -64,6 +67,52 @@ def test_other_models_too(backbone, tiny, tmp_path):
     assert score(HISTORIES).tobytes() == expected.tobytes()
 
 
+def test_an_onnx_file_recommends_the_same(finished, tmp_path):
+    runtime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    pytest.importorskip("jax2onnx", reason="the extra onnx is not installed")
+    assert export.main([f"--workdir={finished[0]}", f"--out={tmp_path / 'out'}", "--onnx"]) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert "scorer.onnx" in manifest["files"] and "jax2onnx" in manifest["versions"]
+    recommender = Recommender.from_workdir(finished[0])
+    session = runtime.InferenceSession(tmp_path / "out" / "scorer.onnx")
+    numbers = recommender.numbers(HISTORIES)
+    for part in (numbers, numbers[:1]):  # any number of rows
+        rows = np.stack([np.pad(row[-4:], (0, 4 - len(row[-4:]))) for row in part])
+        found, expected = session.run(["scores"], {"histories": rows})[0], recommender.scores(part)
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+        np.testing.assert_array_equal(*(np.argsort(-scores, kind="stable")[:, :20] for scores in (found, expected)))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_which_models_onnx_can_hold(backbone, tiny):
+    pytest.importorskip("jax2onnx", reason="the extra onnx is not installed")
+    words = ["model.num_heads=2"] if backbone in ("mmsrec", "trans2d") else []
+    config = tiny("data.modalities=image-random,text-random", *words, variant=f":{backbone}")
+    run = train.prepare(config)
+    state = PhaseRunner(run, train.refit_phase(run, 1), None).new_state()
+    recommender = Recommender(config, run.dataset.interactions.item_ids, state.params, state.frozen)
+    if backbone == "mmsrec":
+        with pytest.raises(UserError, match="--onnx: jax2onnx .* cannot convert mmsrec .*; leave --onnx out"):
+            export._onnx_scorer(recommender)
+    else:
+        assert export._onnx_scorer(recommender)  # which compares scores
+
+
+def test_onnx_that_scores_otherwise_is_refused(finished, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+
+    class Other:
+        def __init__(self, content, providers):
+            pass
+
+        def run(self, names, rows):
+            return [np.ones((len(rows["histories"]), 36), np.float32)]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Other)
+    with pytest.raises(UserError, match="sasrm scores otherwise in ONNX"):
+        export._try_onnx(Recommender.from_workdir(finished[0]), b"")
+
+
 def test_mistakes_are_one_line_and_leave_nothing(finished, exported, tmp_path, capsys, monkeypatch):
     def line(*words):
         assert export.main([str(word) for word in words]) == 2
@@ -73,6 +122,9 @@ def test_mistakes_are_one_line_and_leave_nothing(finished, exported, tmp_path, c
 
     assert "exists already" in line(f"--workdir={finished[0]}", f"--out={exported[0]}")
     assert "there is no run here" in line(f"--workdir={tmp_path}", f"--out={tmp_path / 'new'}")
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    new = f"--out={tmp_path / 'new'}"
+    assert "pip install 'kdsr-jax[onnx]'" in line(f"--workdir={finished[0]}", new, "--onnx")
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     assert re.search(r"pip install 'kdsr-jax\[export\]'", line(f"--workdir={finished[0]}", f"--out={tmp_path / 'new'}"))
     assert not list(tmp_path.iterdir())

@@ -91,7 +91,7 @@ def relations(kinds):
     across = number[kind_of[:, None], kind_of[None]]
     follows = successions(shown)
     precedes = follows.swapaxes(1, 2)
-    within = jnp.select([follows & precedes, follows, precedes], [BOTH, OUT, IN], 0)
+    within = jnp.select([follows & precedes, follows, precedes], [BOTH, OUT, IN], default=0)
     within = jnp.where(np.eye(len(kind_of), dtype=bool)[None], SELF * shown.any(1)[..., None], within)
     real = shown.astype(jnp.float32)
     together = jnp.einsum("bpu,bpv->buv", real, real) > 0

@@ -40,7 +40,7 @@ def relation_scores(nodes, vectors, relations):
     for relation, vector in zip(WITHIN[1:], vectors[1:], strict=True):
         of_all = jnp.einsum("bid,bjd->bij", nodes * vector[None, None], nodes)
         scores = jnp.where(relations == relation, of_all, scores)
-    return nn.leaky_relu(scores, SLOPE)
+    return nn.leaky_relu(scores, negative_slope=SLOPE)
 
 
 class RelationalAttention(nn.Module):
@@ -61,7 +61,7 @@ class RelationalAttention(nn.Module):
         x = nn.Dense(self.dim, use_bias=False, kernel_init=init, name="value")(nodes)
         scores = relation_scores(x, self.param("relation", init, (len(WITHIN), self.dim)), relations)
         factors = self.param("relation_factor", init, (len(WITHIN),))
-        scores = sum(jnp.where(relations == r, scores * c, 0.0) for r, c in zip(WITHIN, factors, strict=True))
+        scores = sum(jnp.where(relations == r, scores * factors[place], 0.0) for place, r in enumerate(WITHIN))
         weights = neighbour_weights(scores, relations > 0)
         return nn.Dropout(self.dropout, deterministic=deterministic)(weights) @ x
 
@@ -111,7 +111,7 @@ class DualAttention(nn.Module):
             return drop(neighbour_weights(relation_scores(x, vectors, relations), neighbours))
 
         def across(query, key):
-            scores = nn.leaky_relu(query @ key.swapaxes(1, 2), SLOPE)
+            scores = nn.leaky_relu(query @ key.swapaxes(1, 2), negative_slope=SLOPE)
             return drop(neighbour_weights(scores, (relations == graph.SELF) | (relations > graph.BOTH)))
 
         value = project("value")
