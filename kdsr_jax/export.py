@@ -147,7 +147,8 @@ def _onnx_scorer(recommender):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it says of the libraries that it uses
-            logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # a line for every shape
+            for name in ("jax2onnx", "onnx_ir"):  # tracebacks of parts that are not needed; a line a shape
+                logging.getLogger(name).setLevel(logging.ERROR)
             model = jax2onnx.to_onnx(
                 lambda rows: score(variables, vectors, rows),
                 [histories],

@@ -27,6 +27,8 @@ ONLY_IN = {
     "transformers": {"encoders/hub.py"},
     "sentence_transformers": {"encoders/hub.py"},
     "PIL": {"encoders/pictures.py"},
+    "jax2onnx": {"export.py"},
+    "onnxruntime": {"export.py"},
 }
 # What a part of the package may import from the rest of it; parts that are not named here may import any but main.
 MAY_IMPORT = {

