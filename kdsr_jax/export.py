@@ -131,7 +131,12 @@ def _scorer(recommender, variables, vectors):
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (variables, vectors))
     (rows,) = jax.export.symbolic_shape("n")
     histories = jax.ShapeDtypeStruct((rows, recommender.config.data.max_length), "int32")
-    exported = jax.export.export(recommender.score_histories, platforms=PLATFORMS)(*shapes, histories)
+    limit = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # the same bytes wherever this package lies
+    try:
+        exported = jax.export.export(recommender.score_histories, platforms=PLATFORMS)(*shapes, histories)
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", limit)
     return bytes(exported.serialize())
 
 
@@ -141,7 +146,7 @@ def _onnx_scorer(recommender):
     import jax2onnx
     import numpy as np
 
-    score = recommender.score_histories.__wrapped__  # not compiled before: jax2onnx puts its own layers in place of Flax's
+    score = recommender.score_histories.__wrapped__  # traced anew: jax2onnx puts its own layers in place of Flax's
     variables, vectors = recommender.variables, recommender.item_vectors
     histories = jax.ShapeDtypeStruct(("n", recommender.config.data.max_length), np.int32)
     try:
@@ -180,7 +185,9 @@ def _try_onnx(recommender, content):
     error = np.abs(session.run(["scores"], {"histories": rows})[0] - expected).max() / np.abs(expected).max()
     if not error < ONNX_ERROR:
         name = recommender.config.model.name
-        raise UserError(f"--onnx: {name} scores otherwise in ONNX (by {error:.1e} of the largest score); leave --onnx out")
+        raise UserError(
+            f"--onnx: {name} scores otherwise in ONNX, by {error:.1e} of the largest score; leave --onnx out"
+        )
 
 
 if __name__ == "__main__":

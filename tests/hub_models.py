@@ -14,12 +14,12 @@ def write_models(folder):
     words = {"vocab_size": len(WORDS), "pad_token_id": 0}
     bert = hub.BertModel(hub.BertConfig(**_SIZE, **words, max_position_embeddings=12, initializer_range=0.5))
     t5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 3, "num_heads": 2, "decoder_start_token_id": 0, **words}
-    bart = {"d_model": 16, "max_position_embeddings": 12, "encoder_layers": 3, "decoder_layers": 1, **words}
-    bart |= {f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in (("ffn_dim", 32), ("attention_heads", 2))}
-    bart |= {"bos_token_id": 1, "eos_token_id": 2, "forced_eos_token_id": 2, "decoder_start_token_id": 2, "init_std": 0.5}
+    bart = {"d_model": 16, "max_position_embeddings": 12, "encoder_layers": 3, "decoder_layers": 1, "init_std": 0.5}
+    bart |= {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    bart |= {"bos_token_id": 1, "eos_token_id": 2, "forced_eos_token_id": 2, "decoder_start_token_id": 2, **words}
     llama = hub.LlamaConfig(**_SIZE, vocab_size=len(WORDS), max_position_embeddings=64, initializer_range=0.5)
     clip = hub.CLIPConfig(
-        text_config={**_SIZE, "vocab_size": len(WORDS), "max_position_embeddings": 12, "bos_token_id": 1, "eos_token_id": 2},
+        text_config={**_SIZE, **words, "max_position_embeddings": 12, "bos_token_id": 1, "eos_token_id": 2},
         vision_config={**_SIZE, **_PICTURES},
         projection_dim=8,
     )
@@ -65,4 +65,5 @@ def _write_sentences(folder):
 
     transformer = modules.Transformer(str(folder / "tests__bert"))
     pooling = modules.Pooling(transformer.get_embedding_dimension(), "mean")
-    SentenceTransformer(modules=[transformer, pooling, modules.Normalize()], device="cpu").save(str(folder / "tests__sentences"))
+    model = SentenceTransformer(modules=[transformer, pooling, modules.Normalize()], device="cpu")
+    model.save(str(folder / "tests__sentences"))

@@ -51,6 +51,7 @@ def test_the_manifest_tells_every_file(exported):
         content = (folder / name).read_bytes()
         assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert len((folder / "load.py").read_text().splitlines()) <= 40
+    assert b"kdsr_jax/" not in (folder / "scorer.jaxexport").read_bytes()  # no paths of this machine
     assert np.load(folder / "item_vectors.npy").shape == (36, 8) and manifest["max_length"] == 4
 
 

@@ -11,8 +11,8 @@ pytest.importorskip("torch", reason="the extra encoders is not installed")
 pytest.importorskip("sentence_transformers", reason="the extra encoders is not installed")
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's packages are imported
 
-from kdsr_jax import cli, encode, encoders  # noqa: E402
-from kdsr_jax.errors import UserError  # noqa: E402
+from kdsr_jax import cli, encode, encoders
+from kdsr_jax.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch and transformers among themselves
 TEXTS = ["a red film about dogs", "love", "a film about cats , dogs , love . a red film about blue cats", "blue"]
@@ -165,6 +165,21 @@ def test_what_cannot_be_read_is_said_in_one_line(opened, entry, message):
     with pytest.raises(UserError, match=message) as caught:
         opened(entry)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(opened, folder, tmp_path, monkeypatch):
+    import huggingface_hub.constants
+    import transformers.utils.hub
+
+    commit = "0123456789abcdef" * 2 + "01234567"
+    cached = tmp_path / "models--tests--vit"  # as the hub's cache lays it out
+    shutil.copytree(folder / "tests__vit", cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(transformers.utils.hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    said = opened("image-tests__vit", models_folder="").description
+    assert (said["model"], said["revision"]) == ("tests/vit", commit) and "weights_sha256" not in said
 
 
 def test_layers_that_are_not_there_are_refused_at_the_start(opened):

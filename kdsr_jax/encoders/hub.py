@@ -79,16 +79,19 @@ def _hush():
 def _find(place, settings, options):
     """Return the revision of a model, None where it is not known; an error if the model cannot be had."""
     from transformers import AutoConfig
+    from transformers.utils import cached_file
+    from transformers.utils.hub import extract_commit_hash
 
     try:
-        config = AutoConfig.from_pretrained(place, **options)
+        AutoConfig.from_pretrained(place, **options)
+        file = cached_file(place, "config.json", revision=options["revision"])
     except Exception as error:
         if "trust_remote_code" in str(error):
             advice = "runs code of its own; if you trust it, --config.encode.trust_remote_code=true"
             raise UserError(f"{place}: {advice}") from error
         advice = "check its name and the network, or give --config.encode.models_folder"
         raise UserError(f"{place}: no model can be had by this name ({_line(error)}); {advice}") from error
-    return settings.revision or getattr(config, "_commit_hash", None)
+    return extract_commit_hash(str(file), None) or settings.revision or None
 
 
 def _line(error):
@@ -179,9 +182,7 @@ class _Images:
 
         pixels = self._processor(images=list(pictures), return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
-            return self._model(
-                pixel_values=pixels.to(self._device, self._model.dtype), output_hidden_states=all_layers
-            )
+            return self._model(pixel_values=pixels.to(self._device, self._model.dtype), output_hidden_states=all_layers)
 
 
 def _load(kind, place, options):
