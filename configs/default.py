@@ -122,6 +122,14 @@ def get_config(argument: str | None = None) -> ConfigDict:
     evaluation.topk = (5, 10, 20)  # cut-offs k of hr@k, mrr@k and ndcg@k, rising (5 and 20 in Table 2)
     evaluation.filter_seen = False  # leave out of the ranking what the history holds (the paper keeps it in)
 
+    config.mesh = mesh = ConfigDict()  # the devices of a run, which do not change its results; not in the fingerprint
+    mesh.data = 0  # devices that a batch is spread over; 0 = all that mesh.model leaves
+    mesh.model = 0  # devices that item tables and scores are spread over; 0 = 1; data x model is the number of devices
+    mesh.distributed = False  # join the processes that Slurm, a TPU pod, MPI or Kubernetes has started
+    mesh.coordinator = ""  # HOST:PORT of process 0, to join processes that none of these has started; "" = not so
+    mesh.num_processes = 1  # how many there are then
+    mesh.process = 0  # which of them this is, from 0
+
     config.forgetting = forgetting = ConfigDict()  # what tuned tables forget (Figure 1); not part of the fingerprint
     forgetting.num_pairs = 100_000  # item pairs, the same in every run on the same items; 0 = measure nothing
     forgetting.reference_workdir = ""  # finished run of item ids alone to compare with as well; "" = none

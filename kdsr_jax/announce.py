@@ -28,7 +28,12 @@ def announce(run):
 
 def abstract_params(run):
     """Return shapes and types of a Run's parameters; nothing is allocated."""
-    return jax.eval_shape(lambda key: init_student(run.student, key, run.tables, run.facts)[0], jax.random.key(0))
+
+    def init(key, tables):
+        tables = {name: run.placement.unpad(table, run.student.num_items + 1) for name, table in tables.items()}
+        return init_student(run.student, key, tables, run.facts)[0]
+
+    return jax.eval_shape(init, jax.random.key(0), run.tables)
 
 
 def _optimizer_groups(run):

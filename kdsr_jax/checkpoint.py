@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from kdsr_jax import processes
 from kdsr_jax.errors import UserError
 from kdsr_jax.files import replace_file
 
@@ -46,7 +47,8 @@ class Checkpoints:
     """Checkpoints of a phase, numbered by epoch.
 
     A checkpoint holds the state (a tree of arrays) and a record (plain JSON data). Saving is asynchronous; a process killed
-    at any moment leaves the finished ones as they were.
+    at any moment leaves the finished ones as they were. Several processes write one checkpoint together, each its own part of
+    the arrays, into a folder that all share; the first alone does the rest.
     """
 
     def __init__(self, folder):
@@ -56,12 +58,15 @@ class Checkpoints:
           UserError: there are checkpoints and all are damaged.
         """
         self.folder = pathlib.Path(folder).absolute()
-        _set_damaged_aside(self.folder)
-        for discarded in self.folder.glob("*" + _DISCARDED):
-            shutil.rmtree(discarded, ignore_errors=True)
+        processes.first(self._tidy)
         self._orbax = ocp.training.Checkpointer(self.folder, cleanup_tmp_directories=True)
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._saving = None
+
+    def _tidy(self):
+        _set_damaged_aside(self.folder)
+        for discarded in self.folder.glob("*" + _DISCARDED):
+            shutil.rmtree(discarded, ignore_errors=True)
 
     def save(self, epoch, state, record, score):
         """Start writing a checkpoint; the caller may donate the state right after.
@@ -76,7 +81,7 @@ class Checkpoints:
           UserError: the checkpoint before this one could not be written.
         """
         self._finish()  # a save that finds another in progress would be skipped
-        for aside in (_DAMAGED, _UNFINISHED):  # this one takes its place
+        for aside in (_DAMAGED, _UNFINISHED) if processes.is_first() else ():  # this one takes its place
             shutil.rmtree(self.folder / f"{epoch}{aside}", ignore_errors=True)
         state = jax.tree.map(jnp.copy, state)  # on CPU the writer would otherwise read buffers that are given away
         score = {"score": float(score)}
@@ -88,7 +93,7 @@ class Checkpoints:
 
     def epochs(self):
         """List the epochs of finished checkpoints, oldest first."""
-        return _epochs(self.folder)
+        return processes.first(lambda: _epochs(self.folder))
 
     def load(self, epoch, abstract_state):
         """Load one checkpoint.
@@ -127,7 +132,7 @@ class Checkpoints:
         Raises:
           UserError: there is none, or it may have been a damaged one.
         """
-        return self.load(_best_epoch(self.folder), abstract_state)[0]
+        return self.load(processes.first(lambda: _best_epoch(self.folder)), abstract_state)[0]
 
     def close(self):
         """Finish saving and release the folder.
@@ -145,6 +150,8 @@ class Checkpoints:
     def _seal(self, epoch):
         """Write the sums of a checkpoint as soon as orbax has finished it; then discard those that are kept no longer."""
         self._orbax.wait()
+        if not processes.is_first():
+            return
         checkpoint = self.folder / str(epoch)
         sums = _sums(checkpoint)
         replace_file(checkpoint / _SUMS, lambda file: file.write(sums))

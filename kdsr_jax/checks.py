@@ -59,6 +59,12 @@ def text(value: Any) -> Complaint:
     return None if isinstance(value, str) else "must be text"
 
 
+def address(value: Any) -> Complaint:
+    """Check for HOST:PORT; "" is fine."""
+    right = isinstance(value, str) and (value == "" or re.fullmatch(r"[^\s/]+:\d{1,5}", value))
+    return None if right else "must be HOST:PORT, such as 10.0.0.1:12345"
+
+
 def column(value: Any) -> Complaint:
     """Check for the name of a column."""
     return None if isinstance(value, str) and value.strip() else "must be the name of a column"

@@ -12,7 +12,7 @@ from typing import Any
 from kdsr_jax.catalogue import PUBLIC, names_of
 from kdsr_jax.checks import not_among
 from kdsr_jax.errors import UserError
-from kdsr_jax.fields import COLUMNS, ENCODE, make_fields
+from kdsr_jax.fields import COLUMNS, ENCODE, MESH, make_fields
 
 _GRAPH = {"num_layers": 1, "hidden_dropout": 0.4, "attention_dropout": 0.2}
 # Backbone -> the settings of the model group that it was published with, in the order of the
@@ -38,10 +38,10 @@ WITHOUT_ATTENTION = ("gru4rec", "srgnn")  # backbones that do not read model.att
 NOT_READ_OUT = ("mmsrec",)  # backbones whose states are representations already
 CONTRASTIVE = ("mmsrec",)  # backbones that know a contrastive warm-up
 
-# Where the data lies and what its columns are called, how features are made, what is measured beside training and how it
-# is shown say nothing about what comes out of given data; a run is tied to its data besides.
+# Where the data lies and what its columns are called, how features are made, what is measured beside training, how it is
+# shown and on which devices say nothing about what comes out of given data; a run is tied to its data besides.
 _VIEWS = ("forgetting.num_pairs", "forgetting.reference_workdir", "log.tensorboard")
-NOT_FINGERPRINTED = ("data.root", "data.manual_dir", *COLUMNS, *ENCODE, *_VIEWS)
+NOT_FINGERPRINTED = ("data.root", "data.manual_dir", *COLUMNS, *ENCODE, *MESH, *_VIEWS)
 FIELDS = make_fields(BACKBONES)
 
 
@@ -99,7 +99,7 @@ def validate(config: Any) -> None:
         complaint = check(fields[name])
         if complaint:
             raise _error(fields, name, complaint)
-    for rule in (_check_data, _check_tables, _check_backbone, _check_widths):
+    for rule in (_check_data, _check_tables, _check_backbone, _check_widths, _check_processes):
         rule(fields)
 
 
@@ -271,3 +271,18 @@ def _check_widths(fields: Mapping[str, Any]) -> None:
     if condensed and width % fields["teacher.num_splits"]:
         source = "teacher.condensed_dim" if fields["teacher.condensed_dim"] else "model.dim"
         raise _error(fields, "teacher.num_splits", f"must divide the condensed width, --config.{source}={width}")
+
+
+def _check_processes(fields: Mapping[str, Any]) -> None:
+    coordinator, processes = fields["mesh.coordinator"], fields["mesh.num_processes"]
+    if not coordinator and (processes, fields["mesh.process"]) != (1, 0):
+        name = "mesh.num_processes" if processes != 1 else "mesh.process"
+        advice = (
+            "needs --config.mesh.coordinator=HOST:PORT; under Slurm and the like, --config.mesh.distributed=true does"
+        )
+        raise _error(fields, name, advice)
+    if fields["mesh.process"] >= processes:
+        raise _error(fields, "mesh.process", f"must be less than --config.mesh.num_processes={processes}")
+    if fields["encode.missing"] and (coordinator or fields["mesh.distributed"]):
+        advice = "several processes do not encode; make the features with python -m kdsr_jax.encode first"
+        raise _error(fields, "encode.missing", advice)

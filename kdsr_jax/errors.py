@@ -10,6 +10,10 @@ class UserError(Exception):
     """Bad input; command lines print it as one line and exit with code 2."""
 
 
+class Told(UserError):
+    """A UserError that another process of the run prints."""
+
+
 class Diverged(UserError):
     """A loss or the gradient became NaN or infinite; other settings may do better."""
 
@@ -28,7 +32,8 @@ def answer(work: Callable[[], int | None], interrupted: str = "interrupted; the 
     try:
         return work() or 0
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        if not isinstance(error, Told):
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)

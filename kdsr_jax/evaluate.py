@@ -27,10 +27,11 @@ class Evaluator:
 
     def __init__(self, student, interactions, windows, placement, *, filter_seen):
         self._student, self._filter_seen, self._placement = student, filter_seen, placement
-        num_slots = max(1, SCORE_BYTES // (4 * student.num_items))
+        num_slots = max(1, SCORE_BYTES * placement.data * placement.model // (4 * student.num_items))
         if student.trained_on == "prefixes":  # each slot is a whole row
-            num_slots = min(num_slots, MOST_ROWS)
-        self._num_slots = min(num_slots, max(1, windows.num_targets))
+            num_slots = min(num_slots, MOST_ROWS * placement.data)
+        num_slots = min(num_slots, max(1, windows.num_targets))
+        self._num_slots = num_slots + -num_slots % placement.data
         windows = limit_targets(windows, self._num_slots)
         self._batches = Batches(windows, batch_size=self._num_slots, steps_per_call=1, seed=0)
         resident = make_resident(interactions, windows)
@@ -43,7 +44,7 @@ class Evaluator:
         self._resident = placement.put(resident)
         self._rank_batch = jax.jit(self._ranks, static_argnames="length")
         self._top_batch = jax.jit(self._tops, static_argnames=("length", "k"))
-        self._candidates = jax.jit(lambda variables: student.apply(variables, method="candidate_vectors"))
+        self._candidates = jax.jit(self._candidate_vectors)
 
     def rank(self, params, frozen):
         """Rank every target among all items, ties against it.
@@ -96,24 +97,35 @@ class Evaluator:
     def _tops(self, variables, candidates, resident, window_ids, length, k):
         """List the best items of one batch; see ``top_items``."""
         batch, scores, _ = self._scores(variables, candidates, resident, window_ids, length)
-        values, top = jax.lax.top_k(scores, k)
-        return batch.instance, jnp.where(values > -jnp.inf, top + 1, 0)
+        values, top = self._placement.top_k(scores, k)
+        return self._shown(batch.instance, jnp.where(values > -jnp.inf, top + 1, 0))
 
     def _scores(self, variables, candidates, resident, window_ids, length):
         """Return (batch, scores [S, N] as they are ranked, whether all were finite) of window ids [1, R]."""
+        spread, num_items = self._placement.spread, self._student.num_items
         batch = cut_batch(resident, window_ids[0], length, self._num_slots)
-        states = self._student.apply(variables, batch.history, method="encode")
-        scores = at_slots(states, batch) @ candidates.T
+        states = self._student.apply(self._placement.unpack(variables, num_items), batch.history, method="encode")
+        representations = spread(at_slots(states, batch), "data")
+        scores = spread(representations @ self._placement.unpad(candidates, num_items).T, "data", "model")
         finite = jnp.all(jnp.isfinite(scores))
         if self._filter_seen:
-            scores = self._without_seen(scores, batch, resident)
+            scores = spread(self._without_seen(scores, batch, resident), "data", "model")
         return batch, scores, finite
+
+    def _candidate_vectors(self, variables):
+        """Return the vectors [N, dim] that representations are compared with, as they rest."""
+        variables = self._placement.unpack(variables, self._student.num_items)
+        return self._placement.pad(self._student.apply(variables, method="candidate_vectors"))
+
+    def _shown(self, *results):
+        """Put results on every device, for the host to look at."""
+        return tuple(map(self._placement.spread, results))
 
     def _ranks(self, variables, candidates, resident, window_ids, length):
         """Rank the targets of one batch, window ids [1, R]; see ``rank``."""
         batch, scores, finite = self._scores(variables, candidates, resident, window_ids, length)
         ranks = jax.vmap(metrics.rank_of_target)(scores, jnp.maximum(batch.targets - 1, 0))
-        return batch.instance, ranks, finite, _in_top(scores, batch.mask, COVERAGE_K)
+        return self._shown(batch.instance, ranks, finite, _in_top(scores, batch.mask, COVERAGE_K, self._placement))
 
     def _without_seen(self, scores, batch, resident):
         """Take the items of each target's whole history out of the ranking, except the target itself."""
@@ -124,9 +136,9 @@ class Evaluator:
         return jax.vmap(lambda s, c: s.at[c].set(-jnp.inf, mode="drop"))(scores, column)
 
 
-def _in_top(scores, mask, k):
+def _in_top(scores, mask, k, placement):
     """Say which items [N] are in the top k of any real row of scores [S, N]."""
-    _, top = jax.lax.top_k(scores, min(k, scores.shape[1]))
+    _, top = placement.top_k(scores, min(k, scores.shape[1]))
     column = jnp.where(mask[:, None], top, scores.shape[1])
     return jnp.zeros(scores.shape[1], bool).at[column.ravel()].set(True, mode="drop")
 

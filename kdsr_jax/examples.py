@@ -1,5 +1,7 @@
 """What the report shows of a run's data and model: an overview of both, and some users with their recommendations."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,9 +103,9 @@ def _choose(run):
 def _score(run, state, histories):
     """Return the scores [n, N] of all items after each history, as a numpy array."""
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=run.placement.replicated)
     def score(params, frozen, histories):
-        variables = {"params": params, "frozen": frozen}
+        variables = run.placement.unpack({"params": params, "frozen": frozen}, run.student.num_items)
         states = run.student.apply(variables, histories, method="encode")
         last = jnp.take_along_axis(states, (histories > 0).sum(1)[:, None, None] - 1, 1)[:, 0]
         return last @ run.student.apply(variables, method="candidate_vectors").T
@@ -136,7 +138,7 @@ def _most_alike(run, teacher, histories, top):
     shape = (*top.shape, histories.shape[1])
     first = np.broadcast_to(top[:, :, None], shape).astype(np.int32)
     second = np.broadcast_to(histories[:, None, :], shape)
-    correlations = jax.jit(pair_correlations, static_argnums=(3, 4))
+    correlations = jax.jit(pair_correlations, static_argnums=(3, 4), out_shardings=run.placement.replicated)
     pairs = first.ravel(), second.ravel(), settings.score_fn, settings.num_splits
     scores, codes = (np.asarray(values).reshape(shape) for values in correlations(teacher, *pairs))
     covered = np.asarray(teacher.has_feature)

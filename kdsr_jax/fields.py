@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from kdsr_jax.checks import (
     Check,
+    address,
     choice,
     column,
     cutoffs,
@@ -30,6 +31,15 @@ _ENCODE = {
     "trust_remote_code": switch,
 }
 ENCODE = tuple(f"encode.{name}" for name in _ENCODE)
+_MESH = {
+    "data": whole(0),
+    "model": whole(0),
+    "distributed": switch,
+    "coordinator": address,
+    "num_processes": whole(1),
+    "process": whole(0),
+}
+MESH = tuple(f"mesh.{name}" for name in _MESH)
 
 
 def make_fields(backbones: Iterable[str]) -> dict[str, Check]:
@@ -109,6 +119,7 @@ _BEHIND: dict[str, Check] = {
     "eval.every": whole(1),
     "eval.topk": cutoffs,
     "eval.filter_seen": switch,
+    **{f"mesh.{name}": check for name, check in _MESH.items()},
     "forgetting.num_pairs": whole(0, 10_000_000),
     "forgetting.reference_workdir": text,
     "log.tensorboard": switch,

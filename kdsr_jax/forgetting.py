@@ -72,9 +72,9 @@ def make_forgetting(run):
         ]
         first, second = run.placement.put(pairs)
         cosines = functools.partial(_cosines, first=first, second=second)
-        spaces[name] = first, second, {"features": cosines(run.placement.put(centred(feature)))}
+        spaces[name] = first, second, {"features": cosines(run.placement.put_table(centred(feature)))}
         if ids is not None:
-            spaces[name][2]["ids"] = cosines(run.placement.put(ids))
+            spaces[name][2]["ids"] = cosines(run.placement.put_table(ids))
     return Forgetting(spaces)
 
 

@@ -17,10 +17,11 @@ class Objective:
       distill: the config's distill group.
       score_fn, num_splits: of the config's teacher group.
       cluster_weight: of predicting the next item's clusters, which a student with ``predicts_clusters`` does.
+      placement: Placement; None on one device.
     """
 
-    def __init__(self, student, distill, score_fn, num_splits, cluster_weight=0.0):
-        self.student, self.distill = student, distill
+    def __init__(self, student, distill, score_fn, num_splits, cluster_weight=0.0, placement=None):
+        self.student, self.distill, self.placement = student, distill, placement
         self.score_fn, self.num_splits, self.cluster_weight = score_fn, num_splits, cluster_weight
 
     def __call__(self, params, frozen, teachers, batch, key):
@@ -44,7 +45,7 @@ class Objective:
         scored = {"method": "candidate_vectors", "rngs": {"dropout": jax.random.fold_in(dropout_key, 1)}}
         representations = at_slots(states, batch)
         vectors = self.student.apply(variables, False, **scored)
-        next_item = losses.next_item_loss(representations, vectors, batch.targets - 1, batch.mask)
+        next_item = self.next_item(representations, vectors, batch.targets - 1, batch.mask)
         holistic, dissected = {}, {}
         for index, (name, teacher) in enumerate(teachers.items()):
             modality_key = jax.random.fold_in(pair_key, index)
@@ -56,6 +57,28 @@ class Objective:
         parts = {"next_item": next_item} | {f"clusters/{name}": value for name, value in clusters.items()}
         parts |= {f"holistic/{name}": value for name, value in holistic.items()}
         return total, parts | {f"dissected/{name}": value for name, value in dissected.items()}
+
+    def next_item(self, representations, vectors, targets, mask):
+        """Compute ``losses.next_item_loss``, on a mesh so that a device scores its part of positions and items alone.
+
+        The positions of every part of the batch are a group with sums of its own, which are added up in the end; in chunks
+        over all positions, the gradient of the item vectors would be brought together once a chunk.
+        """
+        place = self.placement
+        if place is None or place.data * place.model == 1:
+            return losses.next_item_loss(representations, vectors, targets, mask)
+
+        def group(array):
+            padded = jnp.pad(array, [(0, -len(array) % place.data)] + [(0, 0)] * (array.ndim - 1))
+            return place.spread(padded.reshape(place.data, -1, *array.shape[1:]), "data")
+
+        def loss(*arrays):
+            return losses.next_item_loss(*arrays, chunk_bytes=losses.CHUNK_BYTES * place.model)
+
+        mask = group(mask)
+        vectors = place.spread(vectors, "model")
+        means = jax.vmap(loss, (0, None, 0, 0))(group(representations), vectors, group(targets), mask)
+        return jnp.sum(means * mask.sum(1)) / jnp.maximum(mask.sum(), 1)
 
     def warm_up(self, params, frozen, teachers, batch, key):
         """Compute the contrastive loss that takes the place of all others in a warm-up (``model.warmup_epochs``).

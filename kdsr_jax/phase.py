@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from kdsr_jax import reporting
+from kdsr_jax import processes, reporting
 from kdsr_jax.checkpoint import Checkpoints
 from kdsr_jax.data.batches import Batches
 from kdsr_jax.data.interactions import train_lengths
@@ -74,8 +74,8 @@ class PhaseRunner:
         tuned = run.student.modalities if run.student.tuned else ()
         optimizer, self._schedules = make_optimizer(config.train, tuned, self.batches.steps_per_epoch)
         scoring = config.teacher.score_fn, config.teacher.num_splits
-        objective = Objective(run.student, config.distill, *scoring, config.model.cluster_weight)
-        self._trainer = Trainer(objective, optimizer, config.train.batch_size, config.seed)
+        objective = Objective(run.student, config.distill, *scoring, config.model.cluster_weight, run.placement)
+        self._trainer = Trainer(objective, optimizer, config.train.batch_size, config.seed, run.placement)
         self._events = None
 
     def execute(self):
@@ -91,8 +91,9 @@ class PhaseRunner:
                 state, record = self._epoch(state, record)
                 scored = record["evaluations"] and record["evaluations"][-1]["epoch"] == record["epoch"]
                 score = self.phase.score(record["evaluations"]) if scored else -1.0
-                checkpoints.save(record["epoch"], state, record, score)
-                refresh_report(self.folder)
+                checkpoints.save(record["epoch"], self._trainer.to_store(state), record, score)
+                if processes.is_first():
+                    refresh_report(self.folder)
             return record
         finally:
             if self._events:
@@ -107,7 +108,7 @@ class PhaseRunner:
         """
         checkpoints = Checkpoints(self.folder.checkpoints(self.phase.name))
         try:
-            return checkpoints.load_best(self._abstract_state())
+            return self._trainer.from_store(checkpoints.load_best(self._abstract_state()))
         finally:
             checkpoints.close()
 
@@ -126,12 +127,12 @@ class PhaseRunner:
     def _start(self, checkpoints):
         restored = checkpoints.load_newest(self._abstract_state())
         self.folder.truncate_log(self.phase.name, restored[0] if restored else -1)  # a line of epoch 0 comes anew, too
-        if self.run.config.log.tensorboard:
+        if self.run.config.log.tensorboard and processes.is_first():
             self._events = Events(self.folder.path, self.phase.name)
         if restored:
             epoch, state, record = restored
             reporting.say(f"{self.phase.name}: going on after epoch {epoch}")
-            return state, record
+            return self._trainer.from_store(state), record
         state = self.new_state()
         if self.forgetting:
             self._log({"phase": self.phase.name, "epoch": 0, "forgetting": self.forgetting.measure(state.params)})
@@ -145,9 +146,7 @@ class PhaseRunner:
         reporting.say(reporting.describe_epoch(line, self.phase.epochs))
 
     def _abstract_state(self):
-        shapes = jax.eval_shape(self.new_state)
-        sharding = self.run.placement.replicated
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
+        return self._trainer.stored_shapes(self.run.tables, self.run.facts)
 
     def _epoch(self, state, record):
         """Train one epoch and evaluate it if the phase says so; returns (state, new record)."""
@@ -176,7 +175,7 @@ class PhaseRunner:
 
     def new_state(self):
         """Return the state before the first step."""
-        return self._trainer.init(self.run.tables, self.run.placement, self.run.facts)
+        return self._trainer.init(self.run.tables, self.run.facts)
 
     def train_epoch(self, state, epoch, last_metrics=()):
         """Train one epoch, showing its progress.
@@ -199,7 +198,8 @@ class PhaseRunner:
                 before = int(state.step)
                 state, log = self.train_chunk(state, index, warmup)
                 log = {name: np.asarray(values, np.float64) for name, values in jax.device_get(log).items()}
-                self._stop_if_diverged(log, epoch, before)
+                if not all(np.isfinite(values).all() for values in log.values()):
+                    processes.together(lambda: self._stop(log, epoch, before))  # noqa: B023 - called at once
                 targets = log.pop("targets")
                 total += targets.sum()
                 for name, values in log.items():
@@ -225,16 +225,15 @@ class PhaseRunner:
         with jax.default_matmul_precision(PRECISIONS[self.run.config.train.matmul_precision]):
             return self._trainer.run_chunk(*arguments, length=length, warmup=warmup)
 
-    def _stop_if_diverged(self, log, epoch, before):
+    def _stop(self, log, epoch, before):
         bad = [name for name, values in log.items() if not np.isfinite(values).all()]
-        if bad:
-            parts = [name for name in bad if name not in ("loss", "gradient_norm")] or bad
-            steps = f"{before + 1} to {before + int((log['targets'] > 0).sum())}"
-            kept = f"the good checkpoint of epoch {epoch - 1} is kept" if epoch > 1 else "there is no checkpoint yet"
-            raise Diverged(
-                f"{self.phase.name}, epoch {epoch}: {', '.join(parts)} became NaN or infinite in steps {steps}; {kept}; "
-                f"try a smaller --config.train.learning_rate in a new --workdir"
-            )
+        parts = [name for name in bad if name not in ("loss", "gradient_norm")] or bad
+        steps = f"{before + 1} to {before + int((log['targets'] > 0).sum())}"
+        kept = f"the good checkpoint of epoch {epoch - 1} is kept" if epoch > 1 else "there is no checkpoint yet"
+        raise Diverged(
+            f"{self.phase.name}, epoch {epoch}: {', '.join(parts)} became NaN or infinite in steps {steps}; {kept}; "
+            f"try a smaller --config.train.learning_rate in a new --workdir"
+        )
 
     def _gradient_norms(self, state):
         """Measure each loss part's pull on the modality tables on one batch: the phase's first of the longest bucket."""

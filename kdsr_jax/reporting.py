@@ -1,4 +1,7 @@
-"""What a run prints: a progress bar on a terminal, plain lines elsewhere, and the table at the end."""
+"""What a run prints: a progress bar on a terminal, plain lines elsewhere, and the table at the end.
+
+Of several processes, the first prints.
+"""
 
 import pathlib
 import sys
@@ -9,6 +12,7 @@ import rich.table
 import rich.text
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from kdsr_jax import processes
 from kdsr_jax.labels import COLUMNS
 
 
@@ -21,7 +25,8 @@ class EpochProgress:
         self._metrics = main_metrics(metrics) if metrics else ""
         columns = [TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[rate]}")]
         columns += [TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}", markup=False)]
-        self._bar = Progress(*columns, transient=True, disable=not sys.stderr.isatty(), console=_console())
+        silent = not (sys.stderr.isatty() and processes.is_first())
+        self._bar = Progress(*columns, transient=True, disable=silent, console=_console())
         self._task = self._bar.add_task(f"{phase} epoch {epoch} of at most {epochs}", total=chunks, rate="", loss="")
 
     def __enter__(self):
@@ -40,7 +45,8 @@ class EpochProgress:
 
 def say(text):
     """Print one plain line to stderr; nothing in it is read as markup."""
-    _console().print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    if processes.is_first():
+        _console().print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def describe_epoch(line, epochs):
@@ -66,6 +72,8 @@ def main_metrics(metrics):
 
 def print_result(result, workdir):
     """Print the final table of metrics, in percent, to stdout, and where the run and its report are."""
+    if not processes.is_first():
+        return
     print_metrics(
         {title: result[key] for key, title in COLUMNS.items() if result[key]},
         f"metrics in percent, seed {result['seed']}",
@@ -83,6 +91,8 @@ def print_metrics(columns, title):
       columns: dict heading -> dict metric -> percent; a metric that a column lacks stays empty there.
       title: of the table; nothing in it is read as markup.
     """
+    if not processes.is_first():
+        return
     shown = {heading: {name: f"{value:.4f}" for name, value in metrics.items()} for heading, metrics in columns.items()}
     print_columns(shown, title, "metric")
 

@@ -10,15 +10,17 @@ Protocols (``eval.protocol``):
 
 import dataclasses
 import importlib.metadata
+import json
 from typing import Any
 
 import jax
 import numpy as np
 
-from kdsr_jax import reporting
+from kdsr_jax import processes, reporting
 from kdsr_jax.announce import abstract_params, announce
 from kdsr_jax.cache import cache_folder
 from kdsr_jax.clusters import item_facts
+from kdsr_jax.config import flatten, to_dict
 from kdsr_jax.data import Dataset, load_dataset
 from kdsr_jax.data.digest import data_digest
 from kdsr_jax.data.interactions import train_lengths
@@ -49,7 +51,7 @@ class Run:
       dataset: Dataset.
       student: Student.
       teachers: dict modality -> Teacher on the devices; empty without distillation.
-      tables: dict modality -> [N + 1, width] initial rows of the modality tables.
+      tables: dict modality -> [N + 1, width] initial rows of the modality tables, as they rest (``Placement``).
       facts: dict modality -> Facts.
       teacher_report: dict modality -> numbers about its teacher.
       placement: Placement.
@@ -78,20 +80,22 @@ def train_and_evaluate(config, workdir):
     Raises:
       UserError: bad data, a foreign or busy workdir, settings that do not fit the data, or a loss that diverged.
     """
+    _join(config)
     with Workdir(workdir, config) as folder:
         result = folder.read_json("result.json")
         if result is None:
             check_installed(config.log)
             run = prepare(config)
-            folder.claim_data(data_digest(run.dataset))
+            _claim(folder, run.dataset)
             result = _train(run, folder)
             folder.write_json("result.json", result)
         else:
             reporting.say("this run is finished; its result:")
-            if not (folder.path / "examples.json").exists():
+            if not processes.first((folder.path / "examples.json").exists):
                 with optional("examples.json"):
                     _write_examples(reopen(config, folder))
-        refresh_report(folder)
+        if processes.is_first():
+            refresh_report(folder)
         reporting.print_result(result, workdir)
         return result
 
@@ -107,6 +111,7 @@ def evaluate_workdir(config, workdir):
     Raises:
       UserError: the run is not finished, belongs to another config, or has lost the checkpoint.
     """
+    _join(config)
     with Workdir(workdir, config, create=False) as folder:
         runner = reopen(config, folder)
         metrics, _ = runner.evaluate(runner.load_best())
@@ -116,6 +121,14 @@ def evaluate_workdir(config, workdir):
         return metrics
 
 
+def _join(config):
+    """Join the other processes of the run, if there are any; their settings must be the same, places on a machine aside."""
+    processes.start(config.mesh)
+    own = ("data.root", "data.manual_dir", "mesh.process")
+    fields = {name: value for name, value in flatten(to_dict(config)).items() if name not in own}
+    processes.agree(json.dumps(fields), "settings that")
+
+
 def load_data(config):
     """Return the Dataset of a config, with the features that its model reads."""
     return load_dataset(config.data, config.data.modalities if any(modality_names(config)) else ())
@@ -123,17 +136,24 @@ def load_data(config):
 
 def prepare(config, dataset=None):
     """Load the data (unless a Dataset is given), fit or fetch the teacher and lay out the student; returns a Run."""
-    tabled, clustered = modality_names(config)
-    dataset, placement = dataset or load_data(config), Placement()
-    width = table_width(config)
-    features = dataset.features if tabled or clustered else {}
-    teachers, report = fit_teachers(features, config.teacher, width, cache_folder(), codes=config.distill.enabled)
-    facts = placement.put(item_facts(teachers, bool(clustered), config.model, config.teacher.seed))
-    scale = config.model.table_scale
-    tables = {name: placement.put(teacher.condensed * scale) for name, teacher in teachers.items()} if tabled else {}
+    placement = Placement(config.mesh)
+    dataset = dataset or processes.in_turn(lambda: load_data(config))
+    teachers, facts, report = processes.in_turn(lambda: _fit(config, dataset))
+    teachers, facts = processes.as_first((teachers, facts))
+    tabled, scale = bool(modality_names(config)[0]), config.model.table_scale
+    tables = {n: placement.put_table(teacher.condensed * scale) for n, teacher in teachers.items()} if tabled else {}
     student = make_student(config, dataset.interactions.num_items)
-    distilled = placement.put(teachers) if config.distill.enabled else {}
-    return Run(config, dataset, student, distilled, tables, facts, report, placement)
+    distilled = placement.put_tables(teachers) if config.distill.enabled else {}
+    return Run(config, dataset, student, distilled, tables, placement.put(facts), report, placement)
+
+
+def _fit(config, dataset):
+    """Return (teachers, facts, reports) of the modalities that the model reads."""
+    tabled, clustered = modality_names(config)
+    features = dataset.features if tabled or clustered else {}
+    settings = config.teacher, table_width(config), cache_folder()
+    teachers, reports = fit_teachers(features, *settings, codes=config.distill.enabled)
+    return teachers, item_facts(teachers, bool(clustered), config.model, config.teacher.seed), reports
 
 
 def select_phase(run):
@@ -263,8 +283,15 @@ def reopen(config, folder):
     if result is None:
         raise UserError(f"--workdir={folder.path}: the run is not finished; train it to the end first")
     run = prepare(config)
-    folder.claim_data(data_digest(run.dataset))
+    _claim(folder, run.dataset)
     return PhaseRunner(run, refit_phase(run, result["best_epoch"]), folder)
+
+
+def _claim(folder, dataset):
+    """Tie the run to its data, which must be the same in all processes."""
+    digest = data_digest(dataset)
+    processes.agree(digest, "data files that")
+    folder.claim_data(digest)
 
 
 def _write_examples(runner):

@@ -34,29 +34,54 @@ class Trainer:
       objective: Objective.
       optimizer: optax.GradientTransformation.
       num_slots: target slots of a batch, ``train.batch_size``.
+      placement: Placement; states and teachers come and go in the form that they rest in.
     """
 
-    def __init__(self, objective, optimizer, num_slots, seed):
-        self.objective, self.optimizer, self.num_slots = objective, optimizer, num_slots
+    def __init__(self, objective, optimizer, num_slots, seed, placement):
+        self.objective, self.optimizer, self.num_slots, self.placement = objective, optimizer, num_slots, placement
         self._key = jax.random.key(seed)
         self.run_chunk = jax.jit(self._chunk, static_argnames=("length", "warmup"), donate_argnums=0)
         self.part_gradient_norms = jax.jit(self._part_gradient_norms, static_argnames="length")
 
-    def init(self, tables, placement, facts=None):
-        """Create the state under jit, replicated over the devices.
+    def init(self, tables, facts=None):
+        """Create the state under jit, so that no device ever holds more than its part.
 
         Args:
-          tables: dict modality -> [N + 1, width] initial rows of the modality tables.
-          placement: Placement.
+          tables: dict modality -> [N + 1, width] initial rows of the modality tables, as ``Placement.put_table`` gives them.
           facts: dict modality -> Facts; None takes every item as covered.
 
         Returns:
           TrainState at step 0.
         """
-        return jax.jit(self._init, out_shardings=placement.replicated)(tables, facts)
+        return jax.jit(lambda *given: self._pack(self._init(*given)))(tables, facts)
+
+    def to_store(self, state):
+        """Return a state as checkpoints hold it: without the rows that tables rest with, whatever the mesh."""
+        if self.placement.model == 1:
+            return state
+        shapes = jax.eval_shape(self._unpack, state)
+        return jax.jit(self._unpack, out_shardings=self.placement.stored(shapes))(state)
+
+    def from_store(self, state):
+        """Return a state that was loaded in the form that it rests in."""
+        return state if self.placement.model == 1 else jax.jit(self._pack, donate_argnums=0)(state)
+
+    def stored_shapes(self, tables, facts=None):
+        """Return shapes and shardings of a state as checkpoints hold it; tables and facts as for ``init``."""
+        shapes = jax.eval_shape(self._init, tables, facts)
+        shardings = self.placement.stored(shapes)
+        return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings)
+
+    def _pack(self, state):
+        return self.placement.pack(state)
+
+    def _unpack(self, tree):
+        return self.placement.unpack(tree, self.objective.student.num_items)
 
     def _init(self, tables, facts):
-        params, frozen = init_student(self.objective.student, jax.random.fold_in(self._key, 2**31 - 1), tables, facts)
+        student, key = self.objective.student, jax.random.fold_in(self._key, 2**31 - 1)
+        tables = {name: self.placement.unpad(table, student.num_items + 1) for name, table in tables.items()}
+        params, frozen = init_student(student, key, tables, facts)
         return TrainState(jnp.int32(0), params, frozen, self.optimizer.init(params))
 
     def _chunk(self, state, resident, teachers, window_ids, length, warmup=False):
@@ -82,7 +107,9 @@ class Trainer:
             idle = {name: jnp.zeros(a.shape, a.dtype) for name, a in log.items()}
             return jax.lax.cond(real, one_step, lambda s: (s, idle), state)
 
-        return jax.lax.scan(step, state, window_ids)
+        teachers = self._unpack(teachers)
+        state, log = jax.lax.scan(step, self._unpack(state), window_ids)
+        return self._pack(state), jax.tree.map(self.placement.spread, log)
 
     def _step(self, state, *, resident, teachers, ids, length, warmup):
         batch = cut_batch(resident, ids, length, self.num_slots)
@@ -101,6 +128,7 @@ class Trainer:
         Returns:
           dict "part on modality" -> scalar; shows whether a distillation term acts at all.
         """
+        state, teachers = self._unpack(state), self._unpack(teachers)
         batch = cut_batch(resident, ids, length, self.num_slots)
         names = [f"{name}_embedding" for name in self.objective.student.modalities]
 

@@ -70,6 +70,8 @@ def _work(arguments, settings):
     cli.check_workdir(arguments.workdir)
     if ":" in arguments.workdir:
         raise UserError(f"--workdir={arguments.workdir}: has a colon, behind which --config takes a variant")
+    if config.mesh.distributed or config.mesh.coordinator:
+        raise UserError("--config.mesh: a search does not join processes; start the command several times instead")
     if arguments.trials < 1:
         raise UserError(f"--trials={arguments.trials}: must be 1 or more")
     if arguments.prune_after < 1:

@@ -1,6 +1,7 @@
 """The folder of a run: config.json, checkpoints/, metrics.jsonl, selection.json, ids.npz, ranks.npz, result.json.
 
-For report.html there are overview.json and examples.json besides.
+For report.html there are overview.json and examples.json besides. Of several processes, the first locks, reads and writes it;
+the methods are called by all, which learn from it what it read, or why it could not write.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import pathlib
 
 import numpy as np
 
+from kdsr_jax import processes
 from kdsr_jax.config import differing_keys, fingerprint, to_dict
 from kdsr_jax.errors import UserError
 from kdsr_jax.files import replace_file
@@ -38,6 +40,10 @@ class Workdir:
         """
         self.path = pathlib.Path(path)
         self.fingerprint = fingerprint(config)
+        self._lock, self._create = None, create
+        processes.first(lambda: self._open(path, config, create))
+
+    def _open(self, path, config, create):
         try:
             if not create and not (self.path / "config.json").is_file():
                 raise UserError(f"--workdir={path}: there is no run here; train one with --mode=train first")
@@ -45,7 +51,6 @@ class Workdir:
         except OSError as error:  # a forbidden folder, a name that is too long
             raise UserError(f"--workdir={path}: cannot be read ({error.strerror})") from error
         self._made = [folder for folder in (self.path, *self.path.parents) if create and not folder.exists()]
-        self._create = create
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until __exit__
@@ -63,7 +68,7 @@ class Workdir:
             raise
         if not (self.path / "config.json").exists():
             try:
-                self.write_json("config.json", {"fingerprint": self.fingerprint, "config": to_dict(config)})
+                self._write_json("config.json", {"fingerprint": self.fingerprint, "config": to_dict(config)})
             except UserError as error:
                 self.__exit__(type(error))
                 raise
@@ -72,6 +77,8 @@ class Workdir:
         return self
 
     def __exit__(self, kind, *_):
+        if self._lock is None:
+            return
         if self._create and kind is not None and issubclass(kind, UserError):
             self._leave_no_trace()
         self._lock.close()
@@ -91,7 +98,7 @@ class Workdir:
         if not self.path.is_dir():
             raise UserError(f"--workdir={self.path}: is a file; give a folder")
         foreign = f"--workdir={self.path}: holds files but no run of kdsr_jax; give an empty or new folder"
-        saved = self.read_json("config.json")
+        saved = self._read_json("config.json")
         if saved is None:
             if any(entry.name not in (".lock", ".config.json.tmp") for entry in self.path.iterdir()):
                 raise UserError(foreign)
@@ -108,14 +115,17 @@ class Workdir:
         Raises:
           UserError: the run began with data of another digest.
         """
-        saved = self.read_json("config.json")
+        processes.first(lambda: self._claim_data(digest))
+
+    def _claim_data(self, digest):
+        saved = self._read_json("config.json")
         if saved.get("data_sha256", digest) != digest:
             raise UserError(
                 f"--workdir={self.path}: the data is not what this run began with (file contents or --config.data.root "
                 f"have changed); give the same data or another --workdir"
             )
         if "data_sha256" not in saved:
-            self.write_json("config.json", saved | {"data_sha256": digest})
+            self._write_json("config.json", saved | {"data_sha256": digest})
 
     def checkpoints(self, phase):
         """Return the folder of a phase's checkpoints."""
@@ -127,6 +137,9 @@ class Workdir:
         Raises:
           UserError: the file is not JSON.
         """
+        return processes.first(lambda: self._read_json(name))
+
+    def _read_json(self, name):
         file = self.path / name
         try:
             return json.loads(file.read_text())
@@ -137,15 +150,18 @@ class Workdir:
 
     def write_json(self, name, content):
         """Write a JSON file by rename, so that it is there whole or not at all."""
+        processes.first(lambda: self._write_json(name, content))
+
+    def _write_json(self, name, content):
         self._replace(name, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
 
     def write_text(self, name, text):
-        """Write a text file by rename."""
+        """Write a text file by rename; for the first process alone."""
         self._replace(name, lambda file: file.write(text.encode()))
 
     def write_arrays(self, name, **arrays):
         """Write an .npz file by rename."""
-        self._replace(name, lambda file: np.savez_compressed(file, **arrays))
+        processes.first(lambda: self._replace(name, lambda file: np.savez_compressed(file, **arrays)))
 
     def _replace(self, name, write):
         with self._writing(name):
@@ -167,11 +183,17 @@ class Workdir:
         Raises:
           UserError: the disk is full; a line that is torn by that is dropped at the next start.
         """
+        processes.first(lambda: self._log(line))
+
+    def _log(self, line):
         with self._writing("metrics.jsonl"), open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
 
     def truncate_log(self, phase, epoch):
         """Drop the lines of metrics.jsonl that come after an epoch of a phase, torn ones too."""
+        processes.first(lambda: self._truncate_log(phase, epoch))
+
+    def _truncate_log(self, phase, epoch):
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return
