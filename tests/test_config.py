@@ -197,6 +197,12 @@ OUTSIDE = {
     "eval.every": (0,),
     "eval.topk": ([], [0], [5, 5], [10, 5], ["a"], [True], 5),
     "eval.filter_seen": (0,),
+    "mesh.data": (-1, 0.5),
+    "mesh.model": (-1, "2"),
+    "mesh.distributed": (1, "yes"),
+    "mesh.coordinator": (3, "host", "host:", "http://host:1"),
+    "mesh.num_processes": (0, 2),
+    "mesh.process": (-1, 1),
     "forgetting.num_pairs": (-1, 10_000_001, 0.5),
     "forgetting.reference_workdir": (3, None),
     "log.tensorboard": (1, "yes"),
@@ -227,6 +233,7 @@ INSIDE = {
     "train.ramp_start": (0.0, 1.0),
     "train.ramp_end": (0.01, 1.0),
     "eval.topk": ([1], [5, 20]),
+    "mesh.coordinator": ("10.0.0.1:12345", "[::1]:80", ""),
 }
 
 
@@ -385,6 +392,7 @@ def test_the_fingerprint_ignores_where_the_data_lies_and_what_is_only_watched():
     assert before == fingerprint(to_dict(config)) == fingerprint(default.get_config())
     config.data.root = "elsewhere"
     config.forgetting.num_pairs, config.forgetting.reference_workdir, config.log.tensorboard = 0, "runs/ids", True
+    config.mesh.data, config.mesh.model, config.mesh.distributed = 4, 2, True
     assert fingerprint(config) == before
 
 
@@ -414,3 +422,11 @@ def test_differing_keys_are_named_with_both_values():
 def test_a_saved_config_that_went_through_json_does_not_differ():
     config = default.get_config()
     assert differing_keys(json.loads(json.dumps(to_dict(config))), config.to_dict()) == []
+
+
+def test_several_processes_need_each_other_and_features_that_are_there():
+    three = {"mesh__coordinator": "host:1", "mesh__num_processes": 3}
+    validate(changed(**three, mesh__process=2))
+    assert "must be less than --config.mesh.num_processes=3" in complaint(**three, mesh__process=3)
+    assert "needs --config.mesh.coordinator=HOST:PORT" in complaint(mesh__num_processes=3)
+    assert "kdsr_jax.encode first" in complaint(mesh__distributed=True, encode__missing=True)
