@@ -135,7 +135,8 @@ def test_two_processes_train_and_one_goes_on(tiny_words, tiny, tmp_path):
     words = tiny_words(*SETTINGS, variant=variant)
     (out, err), (other_out, other_err) = map(finish, start_two(words, (workdir, workdir), "--config.mesh.model=2"))
     assert "on 4 x cpu" in out and "refit epoch 2/2" in err and "could not be written" not in err
-    assert not other_out and "refit" not in other_err  # gloo says in C++ who has connected
+    said = [line for line in (other_out + other_err).splitlines() if not line.startswith("[Gloo]")]
+    assert not said  # but what gloo's C++ says of connections
     parts = {path.name for path in (workdir / "checkpoints" / "refit" / "1" / "state").glob("ocdbt.process_*")}
     assert parts == {"ocdbt.process_0", "ocdbt.process_1"}
     train.train_and_evaluate(tiny(*SETTINGS, variant=variant), tmp_path / "one")
