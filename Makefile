@@ -14,7 +14,7 @@ help:
 	@echo "make run    train KDSR on the embedded planted shop into runs/planted, and print its metrics"
 	@echo "make test   lint, then all tests but the slow ones"
 	@echo "make check  the slow tests"
-	@echo "make bench  measure speed and memory"
+	@echo "make bench  measure speed and memory into benchmarks/latest.json and docs/performance.md; BENCH_DATA=PATH: Beauty as well"
 	@echo "make lint   check style and formatting"
 	@echo "PYTHON=...  the Python 3.11 or newer that .venv is made with (now $(PYTHON))"
 
@@ -33,6 +33,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m experiments.bench
+ifdef BENCH_DATA
+	$(BIN)/python -m experiments.bench --datasets=beauty --no-startup --config.data.root=$(BENCH_DATA)
+endif
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -49,7 +49,7 @@ def measure(config, workdir):
     """
     import jax
 
-    from experiments.models import Contestant
+    from experiments.contestant import Contestant
     from kdsr_jax.train import VERSIONS
 
     dataset, contestants = equal_histories(config), {}

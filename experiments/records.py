@@ -66,7 +66,17 @@ def current_commit():
     git = ["git", "-C", str(pathlib.Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
-        status = [*git, "status", "--porcelain", "-uno", "--", ":/", ":/!experiments/results"]
+        status = [
+            *git,
+            "status",
+            "--porcelain",
+            "-uno",
+            "--",
+            ":/",
+            ":/!experiments/results",
+            ":/!benchmarks/*.json",
+            ":/!docs",
+        ]
         changed = subprocess.run(status, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
