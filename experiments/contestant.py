@@ -53,15 +53,17 @@ class Contestant:
 
         Returns:
           dict of "step", seconds a step by the bucket's length; "epoch", seconds of an epoch of such steps; "ranking",
-          seconds to rank one target among all items.
+          seconds to rank one target among all items; "cpu", an epoch's seconds of all cores together.
         """
-        step = {}
-        for length in self.buckets:
+        step, cpu = {}, 0.0
+        for length, bucket in self.buckets.items():
             index, full = self._fullest_chunk(length)
-            chunks = -(-steps // full)
+            chunks, began = -(-steps // full), time.process_time()
             step[length] = _seconds(self._train, index, chunks) / (chunks * full)
+            cpu += bucket.batches * (time.process_time() - began) / (chunks * full)
         epoch = sum(bucket.batches * step[length] for length, bucket in self.buckets.items())
-        return {"step": step, "epoch": epoch, "ranking": _seconds(self._rank) / self.runner.evaluator.num_targets}
+        ranking = _seconds(self._rank) / self.runner.evaluator.num_targets
+        return {"step": step, "epoch": epoch, "cpu": cpu, "ranking": ranking}
 
     def reach(self, target, epochs):
         """Train from the first step on until the evaluation's mrr@20 reaches a percentage, or for so many epochs.

@@ -15,13 +15,12 @@ import argparse
 import contextlib
 import os
 import pathlib
-import statistics
 import sys
 
 import numpy as np
 
 from experiments import performance
-from experiments.processes import Worker, contestant, take_turns
+from experiments.processes import Worker, contestant, medians, take_turns
 from experiments.records import write_json
 from kdsr_jax import cli
 from kdsr_jax.config import validate
@@ -188,15 +187,15 @@ class Pair:
         arguments = {name: {"steps": steps} for name in workers}
         self.theirs.ask("turn", steps=2)
         turns = take_turns(workers, rounds, arguments)
-        theirs = [turn["seconds"] / steps * self.facts["steps"] for turn in turns["theirs"]]
-        ours = [turn["epoch"] for turn in turns["ours"]]
-        return {
-            **self._facts(load),
-            "theirs": statistics.median(theirs),
-            "ours": statistics.median(ours),
-            "ratio": statistics.median(a / b for a, b in zip(theirs, ours, strict=True)),
-            "rounds": {"theirs": theirs, "ours": ours, "steps of theirs": steps, "steps of ours, a bucket": steps},
-        }
+        share = self.facts["steps"] / steps
+        times = {"theirs": [{"epoch": turn["seconds"] * share, "cpu": turn["cpu"] * share} for turn in turns["theirs"]]}
+        times["ours"] = [{name: turn[name] for name in ("epoch", "cpu")} for turn in turns["ours"]]
+        middle = {name: medians(times[name]) for name in workers}
+        ratios = [
+            {name: theirs[name] / ours[name] for name in ours}
+            for theirs, ours in zip(times["theirs"], times["ours"], strict=True)
+        ]
+        return self._facts(load) | middle | {"ratio": medians(ratios), "rounds": times, "steps of a turn": steps}
 
     def quality(self, so_far, epochs):
         """Train theirs to so many epochs, then ours to the quality that theirs had; yields the record as it grows."""
