@@ -53,19 +53,20 @@ def measure(config, workdir):
     from kdsr_jax.train import VERSIONS
 
     dataset, contestants = equal_histories(config), {}
+    turns = {name: [] for name in RIVALS}
     try:
         for name, fields in RIVALS.items():
             rival = copy.deepcopy(config)
             rival.distill.update(fields)
             contestants[name] = Contestant(rival, dataset)
         for _ in range(ROUNDS):
-            for contestant in contestants.values():
-                contestant.take_turn()
+            for name, contestant in contestants.items():
+                turns[name].append(contestant.turn())
     finally:
         jax.clear_caches()  # the next setting compiles its own programs
     return {
-        "step": {name: max(c.step_seconds.items())[1] for name, c in contestants.items()},
-        "ranking": {name: c.ranking_seconds for name, c in contestants.items()},
+        "step": {name: min(max(turn["step"].items())[1] for turn in own) for name, own in turns.items()},
+        "ranking": {name: min(turn["ranking"] for turn in own) for name, own in turns.items()},
         "pairs": config.distill.pair_budget,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
