@@ -117,7 +117,7 @@ def measure(dataset, arguments, settings, other=None):
     entries = {name: (name, None) for name in names}
     if other:
         entries |= {f"{name}@{arguments.against}": (name, other) for name in names}
-    load = [os.getloadavg()[0]]
+    load, ours = [os.getloadavg()[0]], current_commit()  # which may be another one in the end
     with contextlib.ExitStack() as stack:
 
         def start(name, tree=None):
@@ -144,7 +144,7 @@ def measure(dataset, arguments, settings, other=None):
         for name in [name for name in REACH_MODELS if target and name in workers]:
             reached[name] = {"target": target, **workers[name].ask("reach", target=target, epochs=REACH_EPOCHS)}
     load.append(os.getloadavg()[0])
-    found = {"hardware": hardware, "machine": machine, "load": statistics.fmean(load), "commit": current_commit()}
+    found = {"hardware": hardware, "machine": machine, "load": statistics.fmean(load), "commit": ours}
     counts = {"steps of a turn": arguments.steps, "rounds": arguments.rounds}
     return found | counts | {"against": arguments.against, "models": models, "reach": reached}
 
