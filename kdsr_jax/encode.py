@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from kdsr_jax import cli
-from kdsr_jax.config import validate
+from kdsr_jax.config import entries_read, validate
 from kdsr_jax.errors import UserError, answer
 
 _logger = logging.getLogger("kdsr_jax")
@@ -70,9 +70,7 @@ def encode_missing(config: Any) -> None:
     from kdsr_jax.data.sources import folder
 
     place = folder.place(config.data.root, config.data.name)
-    tables = config.model.tables != "none"
-    wanted = config.data.modalities if tables or config.model.cluster_weight or config.model.name == "mmsr" else ()
-    missing = [entry for entry in wanted if not (place / "features" / f"{entry}.npz").is_file()]
+    missing = [entry for entry in entries_read(config) if not (place / "features" / f"{entry}.npz").is_file()]
     if missing:
         encode_all(config, missing)
 
