@@ -82,6 +82,7 @@ def run(title, command, folder):
     print(f"$ {command}", flush=True)
     done = subprocess.run(
         ["bash", "-ec", command],
+        check=False,
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,

@@ -26,6 +26,7 @@ from kdsr_jax.data import load_dataset
 from kdsr_jax.data.arrays import read_arrays
 from kdsr_jax.data.digest import feature_digests
 from kdsr_jax.errors import UserError
+from kdsr_jax.explain import Explanation, explain
 from kdsr_jax.layout import make_student, table_width
 from kdsr_jax.ops.scoring import DISTANCES, SCORE_FNS
 from kdsr_jax.report.files import read_json
@@ -236,7 +237,7 @@ class Recommender:
         best = np.argsort(-mean, kind="stable")[:k]
         return [Recommendation(str(self.item_ids[i]), float(mean[i])) for i in best if np.isfinite(mean[i])]
 
-    def explain(self, history: Iterable, item: Any, unknown: str = "warn") -> Any:
+    def explain(self, history: Iterable, item: Any, unknown: str = "warn") -> Explanation:
         """Say what speaks for an item after a history.
 
         Args:
@@ -250,8 +251,6 @@ class Recommender:
         Raises:
           UserError: an unknown item, or a history that ``recommend_all`` refuses.
         """
-        from kdsr_jax.explain import explain
-
         (full,) = self.numbers([history], unknown)
         return explain(self, full[-self.config.data.max_length :], self._number(item))
 

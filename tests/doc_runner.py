@@ -83,7 +83,7 @@ def _run_python(content):
         file.write_text(content[named.end() :])
         _forget_modules()
     else:
-        exec(compile(content, "<page>", "exec"), _NAMES)
+        exec(compile(content, "<page>", "exec"), _NAMES)  # noqa: S102 - it is what this is for
 
 
 def _apply(diff):
