@@ -68,9 +68,16 @@ def encode_missing(config: Any) -> None:
         UserError: see ``encode_all``.
     """
     from kdsr_jax.data.sources import folder
+    from kdsr_jax.encoders import what_it_reads
 
     place = folder.place(config.data.root, config.data.name)
     missing = [entry for entry in entries_read(config) if not (place / "features" / f"{entry}.npz").is_file()]
+    for entry in missing:
+        try:
+            what_it_reads(entry)
+        except UserError as error:
+            file = place / "features" / f"{entry}.npz"
+            raise UserError(f"{file}: no such features file, and none can be made; {error}") from error
     if missing:
         encode_all(config, missing)
 

@@ -60,3 +60,26 @@ def test_links_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize(
+    ("page", "code"),
+    [
+        ("```python\nx = 1\n```\n```python\nassert x == 1\n```\n```text\nnot run\n```\n", 0),
+        ("```python\nassert False\n```\n", 1),
+        ("```bash\nfalse\ntrue\n```\n", 1),
+        ("```bash\npython -m kdsr_jax.main --config=nowhere.py\n```\n", 2),
+        ("```bash slow\nfalse\n```\n", 0),
+        ("```bash needs=no_such_module\nfalse\n```\n", SKIPPED),
+        (
+            "```python\n# a/b.py\nold = 1\n```\n```diff\n+++ b/a/b.py\n@@\n-old = 1\n+new = 2\n```\n```bash\ngrep -x 'new = 2' a/b.py\n```\n",
+            0,
+        ),
+        ("```python\n# a/b.py\nold = 1\n```\n```diff\n+++ b/a/b.py\n@@\n-other = 1\n+new = 2\n```\n", 1),
+    ],
+)
+def test_the_runner_runs_what_it_should(page, code, tmp_path, repository):
+    (tmp_path / "page.md").write_text(page)
+    command = [sys.executable, repository / "tests" / "doc_runner.py", "page.md"]
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    assert subprocess.run(command, check=False, cwd=tmp_path, env=environment, capture_output=True).returncode == code
