@@ -28,8 +28,8 @@ COMMANDS = (
     ),
     ("Texts and posters become features.", f"python -m kdsr_jax.encode {SHOP}"),
     (
-        "KDSR, two epochs on a tenth of the users: enough to see it work, far too little for a result.",
-        f"python -m kdsr_jax.main {SHOP} \\\n    --config.data.user_fraction=0.1 --config.train.epochs=2 --workdir=runs/movies",
+        "KDSR, one epoch on a twentieth of the users: enough to see it work, far too little for a result.",
+        f"python -m kdsr_jax.main {SHOP} \\\n    --config.data.user_fraction=0.05 --config.train.epochs=1 --workdir=runs/movies",
     ),
     (
         "A typed history: Toy Story, A Bug's Life, Toy Story 2.",
@@ -59,10 +59,13 @@ def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=pathlib.Path, required=True, help="folder of the raw files")
     parser.add_argument("--out", type=pathlib.Path, default=REPOSITORY / "docs" / "transcript.md")
+    parser.add_argument(
+        "--folder", type=pathlib.Path, help="a new folder to work in and to keep, instead of a temporary one"
+    )
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        place = pathlib.Path(folder)
-        (place / "ml-1m").mkdir()
+    with tempfile.TemporaryDirectory() as temporary:
+        place = arguments.folder or pathlib.Path(temporary)
+        (place / "ml-1m").mkdir(parents=True)
         for name in RAW:
             (place / "ml-1m" / name).symlink_to((arguments.data / name).resolve(strict=True))
         (place / "configs").symlink_to(REPOSITORY / "configs")

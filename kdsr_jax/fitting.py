@@ -74,7 +74,7 @@ def _write_data(place, log, items, entries, columns):
 
 
 def _table(frame, name, columns):
-    """Return a frame as a pyarrow table in which the columns of ids hold plain strings or numbers."""
+    """Return a frame as a pyarrow table whose strings in the columns of ids are of pyarrow's usual kind."""
     import pyarrow as pa
 
     try:
@@ -83,8 +83,9 @@ def _table(frame, name, columns):
         raise UserError(f"{name}: must be a pyarrow table, or a frame of pandas or polars ({error})") from error
     if missing := [column for column in columns if column not in table.column_names]:
         raise UserError(f"{name}: has no column {missing[0]!r}; it has {', '.join(table.column_names)}")
-    for column in columns:  # strings of several kinds, and categories
-        if not pa.types.is_integer(table.schema.field(column).type):
+    for column in columns:
+        kind = table.schema.field(column).type
+        if pa.types.is_dictionary(kind) or pa.types.is_string_view(kind) or pa.types.is_large_string(kind):
             texts = [None if raw is None else str(raw) for raw in table[column].to_pylist()]
             table = table.set_column(table.column_names.index(column), column, pa.array(texts, pa.string()))
     return table

@@ -282,6 +282,8 @@ def test_fit_trains_on_tables_in_memory_and_not_twice(tmp_path):
         kdsr_jax.fit(titles)
     with pytest.raises(UserError, match="log: must be a pyarrow table"):
         kdsr_jax.fit(7)
+    with pytest.raises(UserError, match="ids must be strings or whole numbers"):
+        kdsr_jax.fit(pa.table({"user_id": [1.5], "item_id": ["a"]}))
 
 
 @pytest.mark.parametrize("library", ["pyarrow", "pandas", "polars"])
