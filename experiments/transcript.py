@@ -95,8 +95,9 @@ def run(title, command, folder):
     print(done.stdout, flush=True)
     if done.returncode:
         sys.exit(f"failed with exit code {done.returncode}")
+    shown = "\n".join(line for line in done.stdout.rstrip().splitlines() if not line.endswith(" s left"))
     seconds, used = time.perf_counter() - started, _cpu_seconds() - used
-    return f"{title}\n\n```text\n$ {command}\n{done.stdout.rstrip()}\n```\n\n*{seconds:.0f} s, {used:.0f} s of them of processors*\n"
+    return f"{title}\n\n```text\n$ {command}\n{shown}\n```\n\n*{seconds:.0f} s, {used:.0f} s of them of processors*\n"
 
 
 def _cpu_seconds():
@@ -111,7 +112,7 @@ def _heading():
 
 Written by `python -m experiments.transcript --data=PATH/ml-1m` on {os.cpu_count()} virtual cores ({platform.machine()}), {busy};
 nothing was cached or compiled before. The folder held MovieLens-1M's log, its items with titles, genres and plots, posters 80 pixels wide,
-and a link to this repository's `configs/`. "Seconds of processors" are summed over the cores.
+and a link to this repository's `configs/`. "Seconds of processors" are summed over the cores; lines of progress in encoding are left out.
 
 """
 
