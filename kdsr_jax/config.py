@@ -257,6 +257,13 @@ def _check_backbone(fields: Mapping[str, Any]) -> None:
         raise _error(fields, "model.warmup_epochs", advice)
 
 
+def entries_read(config: Any) -> tuple[str, ...]:
+    """Return the entries of data.modalities whose features a config's model reads: all of them, or none."""
+    model = config.model
+    wanted = model.tables != "none" or needs_clusters(model.name, model.cluster_weight)
+    return tuple(config.data.modalities) if wanted else ()
+
+
 def needs_clusters(name: str, cluster_weight: float) -> bool:
     """Say whether a model, by its config fields, reads clusters of items' features, which it does even without tables."""
     return name in CLUSTERED or cluster_weight > 0

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from kdsr_jax import cli
-from kdsr_jax.config import validate
+from kdsr_jax.config import entries_read, validate
 from kdsr_jax.errors import UserError, answer
 
 _logger = logging.getLogger("kdsr_jax")
@@ -68,11 +68,16 @@ def encode_missing(config: Any) -> None:
         UserError: see ``encode_all``.
     """
     from kdsr_jax.data.sources import folder
+    from kdsr_jax.encoders import what_it_reads
 
     place = folder.place(config.data.root, config.data.name)
-    tables = config.model.tables != "none"
-    wanted = config.data.modalities if tables or config.model.cluster_weight or config.model.name == "mmsr" else ()
-    missing = [entry for entry in wanted if not (place / "features" / f"{entry}.npz").is_file()]
+    missing = [entry for entry in entries_read(config) if not (place / "features" / f"{entry}.npz").is_file()]
+    for entry in missing:
+        try:
+            what_it_reads(entry)
+        except UserError as error:
+            file = place / "features" / f"{entry}.npz"
+            raise UserError(f"{file}: no such features file, and none can be made; {error}") from error
     if missing:
         encode_all(config, missing)
 

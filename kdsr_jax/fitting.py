@@ -28,8 +28,9 @@ def fit(
     """Train and test a model as ``python -m kdsr_jax.main`` does, and return it.
 
     Args:
-      log: table of user_id, item_id and, if known, timestamp: a pyarrow table, or a frame of pandas or polars.
-      items: table of item_id and, if known, title and other columns; None without.
+      log: table of user_id, item_id and, if known, timestamp: a pyarrow table, or a frame of pandas or polars. Columns of
+        other names are named by ``**{"data.columns.user_id": NAME}``.
+      items: likewise, of item_id and, if known, title and other columns; None without.
       features: dict "<modality>" or "<modality>-<encoder>" -> (item ids [n], features [n, d]); None trains on ids alone.
       folder: where data and run are kept, in data/ and run/; None makes a temporary one. A finished run of the same
         arguments is not trained again.
@@ -50,7 +51,7 @@ def fit(
     words |= {"data.modalities": ",".join(entries)} | overrides
     cli.apply_settings(config, [f"--config.{name}={value}" for name, value in words.items()])
     validate(config)
-    _write_data(place, log, items, entries)
+    _write_data(place, log, items, entries, config.data.columns)
     train_and_evaluate(config, folder / "run")
     return Recommender.from_workdir(folder / "run")
 
@@ -59,21 +60,21 @@ def _default_config():
     return pathlib.Path(__file__).absolute().parent.parent / "configs" / "default.py"
 
 
-def _write_data(place, log, items, entries):
+def _write_data(place, log, items, entries, columns):
     """Write the files of a folder data set."""
     import pyarrow.parquet as pq
 
     (place / "features").mkdir(parents=True, exist_ok=True)
-    pq.write_table(_table(log, "log", ("user_id", "item_id")), place / "interactions.parquet")
+    pq.write_table(_table(log, "log", (columns.user_id, columns.item_id)), place / "interactions.parquet")
     if items is not None:
-        lines = _table(items, "items", ("item_id",)).to_pylist()
-        texts = [json.dumps(line | {"item_id": str(line["item_id"])}, default=str) + "\n" for line in lines]
-        (place / "items.jsonl").write_text("".join(texts))
+        lines = _table(items, "items", (columns.item_id,)).to_pylist()
+        (place / "items.jsonl").write_text("".join(json.dumps(line, default=str) + "\n" for line in lines))
     for entry, (ids, values) in entries.items():
         np.savez(place / "features" / f"{entry}.npz", item_id=np.array([str(raw) for raw in ids]), features=values)
 
 
 def _table(frame, name, columns):
+    """Return a frame as a pyarrow table whose strings in the columns of ids are of pyarrow's usual kind."""
     import pyarrow as pa
 
     try:
@@ -82,4 +83,9 @@ def _table(frame, name, columns):
         raise UserError(f"{name}: must be a pyarrow table, or a frame of pandas or polars ({error})") from error
     if missing := [column for column in columns if column not in table.column_names]:
         raise UserError(f"{name}: has no column {missing[0]!r}; it has {', '.join(table.column_names)}")
+    for column in columns:
+        kind = table.schema.field(column).type
+        if pa.types.is_dictionary(kind) or pa.types.is_string_view(kind) or pa.types.is_large_string(kind):
+            texts = [None if raw is None else str(raw) for raw in table[column].to_pylist()]
+            table = table.set_column(table.column_names.index(column), column, pa.array(texts, pa.string()))
     return table

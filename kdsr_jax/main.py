@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kdsr_jax import cli
-from kdsr_jax.config import BACKBONES
+from kdsr_jax.config import BACKBONES, entries_read
 from kdsr_jax.errors import answer
 
 _FLAGS = f"""
@@ -30,7 +30,7 @@ def run(words: Sequence[str]) -> None:
         return
     config, workdir, mode = cli.parse(words)
     if mode == "stats":
-        print(json.dumps(_describe(config.data)))
+        print(json.dumps(_describe(config)))
         return
     if mode == "train" and config.encode.missing:
         from kdsr_jax.encode import encode_missing
@@ -53,12 +53,12 @@ def main() -> int:
     return answer(lambda: run(sys.argv[1:]), "interrupted; the same command goes on from the last checkpoint")
 
 
-def _describe(data: Any) -> dict[str, Any]:
+def _describe(config: Any) -> dict[str, Any]:
     """Return the line of ``--mode=stats``; where the truth is planted, with the bounds that it sets."""
     from kdsr_jax.data import load_dataset
     from kdsr_jax.data.interactions import statistics
 
-    dataset = load_dataset(data)
+    dataset = load_dataset(config.data, entries_read(config))
     line = statistics(dataset.interactions, dataset.features)
     shop = dataset.oracle
     if shop is not None:

@@ -97,10 +97,12 @@ def _write(recommender, users, arguments):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from kdsr_jax.data.digest import data_digest
+
     out = pathlib.Path(arguments.out)
     data, parts = recommender.dataset.interactions, out.with_name(out.name + ".parts")
     config = json.loads((pathlib.Path(arguments.workdir) / "config.json").read_text())
-    job = [config["fingerprint"], config.get("data_sha256"), arguments.k, arguments.seen, users]
+    job = [config["fingerprint"], data_digest(recommender.dataset), arguments.k, arguments.seen, users]
     key = hashlib.sha256(json.dumps(job).encode()).hexdigest()
     started, done = time.perf_counter(), 0
     try:

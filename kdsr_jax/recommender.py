@@ -5,7 +5,8 @@
     recommender.recommend(["i0007", "i0123"], k=5)
 
 It knows the items that the run was trained with; the model scores all of them, also those that no one took in training.
-``recommend`` needs nothing but the workdir; titles, ``similar`` and ``explain`` read the data set again at their first call.
+``recommend`` needs nothing but the workdir. Titles read the data set again at their first call, ``similar`` and ``explain``
+also its features, which must be those of the run.
 """
 
 import functools
@@ -23,11 +24,14 @@ from kdsr_jax.checkpoint import load_best_variables
 from kdsr_jax.config import from_dict
 from kdsr_jax.data import load_dataset
 from kdsr_jax.data.arrays import read_arrays
+from kdsr_jax.data.digest import feature_digests
 from kdsr_jax.errors import UserError
+from kdsr_jax.explain import Explanation, explain
 from kdsr_jax.layout import make_student, table_width
 from kdsr_jax.ops.scoring import DISTANCES, SCORE_FNS
 from kdsr_jax.report.files import read_json
 from kdsr_jax.teacher import fit_teachers
+from kdsr_jax.workdir import refuse_other_features
 
 SCORE_BYTES = 64 * 2**20  # of one batch's scores [B, N]; larger only costs memory
 MOST_HISTORIES = 512  # of a batch; more only cost memory
@@ -53,9 +57,9 @@ class Recommender:
       variables: dict "params" and "frozen", the student's, on the device.
     """
 
-    def __init__(self, config, item_ids, params, frozen):
+    def __init__(self, config, item_ids, params, frozen, run_features=None):
         """Take a run's parts; ``from_workdir`` reads them."""
-        self.config, self.item_ids = config, item_ids
+        self.config, self.item_ids, self._run_features = config, item_ids, run_features or {}
         self._index = {str(raw): number for number, raw in enumerate(item_ids) if number}
         self.student = make_student(config, len(item_ids) - 1)
         self.variables = jax.device_put({"params": params, "frozen": frozen})
@@ -81,7 +85,8 @@ class Recommender:
         if data_root is not None:
             config.data.root = str(data_root)
         item_ids = read_arrays(path / "ids.npz", ("item_ids",))["item_ids"]
-        return cls(config, item_ids, *load_best_variables(path / "checkpoints" / "refit"))
+        variables = load_best_variables(path / "checkpoints" / "refit")
+        return cls(config, item_ids, *variables, run_features=saved.get("features"))
 
     @property
     def num_items(self) -> int:
@@ -90,12 +95,15 @@ class Recommender:
 
     @functools.cached_property
     def dataset(self):
-        """The run's data set, loaded at the first use.
+        """The run's log and items, without features, loaded at the first use.
 
         Raises:
-          UserError: it cannot be loaded, or has other items than the run.
+          UserError: they cannot be loaded, or there are other items than in the run.
         """
-        dataset = load_dataset(self.config.data)
+        return self._load(())
+
+    def _load(self, entries):
+        dataset = load_dataset(self.config.data, entries)
         if not np.array_equal(dataset.interactions.item_ids, self.item_ids):
             raise UserError(
                 f"{self.config.data.name}: has other items than the run was trained with; give the same data"
@@ -158,7 +166,8 @@ class Recommender:
             if missing and unknown == "error":
                 raise UserError(f"history {place + 1}: there is no item {next(iter(missing))!r}")
             if not known:
-                raise UserError(f"history {place + 1}: is empty" if not ids else f"history {place + 1}: no known item")
+                what = f"no known item; there is no {ids[0]!r}" if ids else "is empty"
+                raise UserError(f"history {place + 1}: {what}")
             found.append(np.array(known, np.int32))
         if missing and unknown == "warn":
             shown = ", ".join(repr(raw) for raw in list(missing)[:5])
@@ -228,7 +237,7 @@ class Recommender:
         best = np.argsort(-mean, kind="stable")[:k]
         return [Recommendation(str(self.item_ids[i]), float(mean[i])) for i in best if np.isfinite(mean[i])]
 
-    def explain(self, history: Iterable, item: Any, unknown: str = "warn") -> Any:
+    def explain(self, history: Iterable, item: Any, unknown: str = "warn") -> Explanation:
         """Say what speaks for an item after a history.
 
         Args:
@@ -242,16 +251,20 @@ class Recommender:
         Raises:
           UserError: an unknown item, or a history that ``recommend_all`` refuses.
         """
-        from kdsr_jax.explain import explain
-
         (full,) = self.numbers([history], unknown)
         return explain(self, full[-self.config.data.max_length :], self._number(item))
 
     @functools.cached_property
     def teachers(self) -> dict[str, Any]:
-        """The run's Teacher of each modality of its data, fitted or read from the cache at the first use."""
+        """The run's Teacher of each modality of its data, fitted or read from the cache at the first use.
+
+        Raises:
+          UserError: features are missing, or not those that the run was trained with.
+        """
         settings, codes = self.config.teacher, self.config.distill.enabled
-        features = self.dataset.features
+        dataset = self._load(self.config.data.modalities)
+        refuse_other_features(self.config.data.name, self._run_features, feature_digests(dataset))
+        features = dataset.features
         return fit_teachers(features, settings, table_width(self.config), cache_folder(), codes=codes)[0]
 
     def scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:

@@ -20,9 +20,9 @@ from kdsr_jax import processes, reporting
 from kdsr_jax.announce import abstract_params, announce
 from kdsr_jax.cache import cache_folder
 from kdsr_jax.clusters import item_facts
-from kdsr_jax.config import flatten, to_dict
+from kdsr_jax.config import entries_read, flatten, to_dict
 from kdsr_jax.data import Dataset, load_dataset
-from kdsr_jax.data.digest import data_digest
+from kdsr_jax.data.digest import data_digest, feature_digests
 from kdsr_jax.data.interactions import train_lengths
 from kdsr_jax.data.sequences import evaluation_windows, train_windows
 from kdsr_jax.errors import UserError
@@ -131,7 +131,7 @@ def _join(config):
 
 def load_data(config):
     """Return the Dataset of a config, with the features that its model reads."""
-    return load_dataset(config.data, config.data.modalities if any(modality_names(config)) else ())
+    return load_dataset(config.data, entries_read(config))
 
 
 def prepare(config, dataset=None):
@@ -291,7 +291,7 @@ def _claim(folder, dataset):
     """Tie the run to its data, which must be the same in all processes."""
     digest = data_digest(dataset)
     processes.agree(digest, "data files that")
-    folder.claim_data(digest)
+    folder.claim_data(digest, feature_digests(dataset))
 
 
 def _write_examples(runner):

@@ -109,23 +109,28 @@ class Workdir:
         if differing:
             raise UserError(f"--workdir={self.path}: holds a run with another config; {'; '.join(differing)}")
 
-    def claim_data(self, digest):
+    def claim_data(self, digest, features=None):
         """Tie the run to its data at the first start, and refuse other data later.
+
+        Args:
+          digest: sha256 of the data.
+          features: as ``feature_digests`` gives them, to say more of what has changed.
 
         Raises:
           UserError: the run began with data of another digest.
         """
-        processes.first(lambda: self._claim_data(digest))
+        processes.first(lambda: self._claim_data(digest, features or {}))
 
-    def _claim_data(self, digest):
+    def _claim_data(self, digest, features):
         saved = self._read_json("config.json")
         if saved.get("data_sha256", digest) != digest:
+            refuse_other_features(f"--workdir={self.path}", saved.get("features", {}), features)
             raise UserError(
                 f"--workdir={self.path}: the data is not what this run began with (file contents or --config.data.root "
                 f"have changed); give the same data or another --workdir"
             )
         if "data_sha256" not in saved:
-            self._write_json("config.json", saved | {"data_sha256": digest})
+            self._write_json("config.json", saved | {"data_sha256": digest, "features": features})
 
     def checkpoints(self, phase):
         """Return the folder of a phase's checkpoints."""
@@ -200,6 +205,26 @@ class Workdir:
         last = PHASES.index(phase), epoch
         kept = [text for text in file.read_bytes().splitlines() if (place := _place(text)) and place <= last]
         self._replace("metrics.jsonl", lambda out: out.write(b"".join(text + b"\n" for text in kept)))
+
+
+def refuse_other_features(where, saved, current):
+    """Compare the features at hand with those of a run, both as ``feature_digests`` gives them.
+
+    Args:
+      where: what the error names.
+      saved: of config.json; modalities that it does not know are not compared.
+      current: of the data at hand.
+
+    Raises:
+      UserError: those of a modality differ; it says how they were made then and now, where both is known.
+    """
+    for name, before in saved.items():
+        if name not in current or current[name]["sha256"] == before["sha256"]:
+            continue
+        recipes = before["recipe"], current[name]["recipe"]
+        made = [] if None in recipes else differing_keys(*recipes)
+        how = f" ({'; '.join(made)})" if made else ""
+        raise UserError(f"{where}: the {name} features are not those that the run was trained with{how}; give the same")
 
 
 def _place(text):

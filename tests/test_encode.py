@@ -128,6 +128,13 @@ def test_mistakes_are_one_line(shop, letters, capsys, words, message):
     assert message in error and error.count("\n") == 1
 
 
+def test_a_features_file_of_no_encoder_is_named(shop, letters, command, tmp_path):
+    words = [word for word in shop if "modalities" not in word] + ["--config.data.modalities=text-mine"]
+    code, _, error = command(*words, f"--workdir={tmp_path / 'run'}")
+    assert code == 2 and error.count("\n") == 1
+    assert f"{tmp_path / 'features' / 'text-mine.npz'}: no such features file, and none can be made" in error
+
+
 def test_pictures_that_cannot_be_read_are_counted_and_skipped(shop, tmp_path, monkeypatch, capsys):
     from kdsr_jax.encoders import pictures
 

@@ -1,5 +1,7 @@
 """Features files: aligned with the items, and loud about whatever breaks the format."""
 
+import hashlib
+import json
 import logging
 import pickle
 import re
@@ -64,6 +66,19 @@ def test_bad_arrays(tmp_path, ids, values, message):
     np.savez(path, item_id=np.array(ids), features=np.array(values))
     with pytest.raises(UserError, match=re.escape(f"{path}: {message}")):
         load_features(path, ITEM_IDS)
+
+
+def test_a_recipe_is_that_of_the_file_beside_it(tmp_path):
+    path, sidecar = tmp_path / "text-x.npz", tmp_path / "text-x.json"
+    np.savez(path, item_id=["a", "b"], features=EYE)
+    assert load_features(path, ITEM_IDS).recipe is None
+    content = {"encoder": {"model": "m"}, "text": {"fields": ["title"]}, "seconds": 1.0}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    sidecar.write_text(json.dumps(content | {"sha256": digest}))
+    assert load_features(path, ITEM_IDS).recipe == {"encoder": {"model": "m"}, "text": {"fields": ["title"]}}
+    for other in (json.dumps(content | {"sha256": "0" * 64}), "[]", "{"):
+        sidecar.write_text(other)
+        assert load_features(path, ITEM_IDS).recipe is None
 
 
 def test_a_missing_file_names_what_there_is(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import kdsr_jax
-from kdsr_jax import recommend, train
+from kdsr_jax import fitting, recommend, train
+from kdsr_jax.data import load_dataset
 from kdsr_jax.errors import UserError
 from kdsr_jax.recommender import Recommender
 from kdsr_jax.workdir import Workdir
@@ -92,7 +94,7 @@ def test_numbers_are_taken_by_their_digits_and_unknown_ids_by_choice(recommender
     ("history", "options", "line"),
     [
         ([], {}, "history 1: is empty"),
-        (["x"], {}, "history 1: no known item"),
+        (["x"], {}, "history 1: no known item; there is no 'x'"),
         ("i01", {}, "a history is a list of item ids"),
         (["i01"], {"k": 0}, "k=0: must be from 1 to 36"),
         (["i01"], {"k": 37}, "k=37: must be from 1 to 36"),
@@ -164,6 +166,38 @@ def test_other_data_is_refused(finished, tmp_path):
     np.savez(shop / "features" / "image-random.npz", item_id=["j1", "j2"], features=np.eye(2, dtype=np.float32))
     with pytest.raises(UserError, match="has other items than the run was trained with"):
         Recommender.from_workdir(finished[0], tmp_path).similar("i01")
+
+
+@pytest.fixture
+def moved(tiny, tmp_path):
+    """Return the folder data of the tiny runs, copied to where it may be changed."""
+    return pathlib.Path(shutil.copytree(tiny().data.root, tmp_path / "moved"))
+
+
+def test_features_of_another_encoder_are_refused_where_they_are_read(finished, moved):
+    file = moved / "shop" / "features" / "image-random.npz"
+    assert Recommender.from_workdir(finished[0], moved).similar("i01")
+    with np.load(file) as saved:
+        np.savez(file, item_id=saved["item_id"], features=saved["features"] + 1)
+    other = Recommender.from_workdir(finished[0], moved)
+    assert other.recommend(["i01"]) and other.title("i01") == ""
+    for asked in (lambda: other.similar("i01"), lambda: other.explain(["i01"], "i02")):
+        with pytest.raises(UserError, match="the image features are not those that the run was trained with"):
+            asked()
+
+
+def test_a_run_of_ids_alone_needs_no_features(tiny, moved, tmp_path, recommend_line, command, repository):
+    shutil.rmtree(moved / "shop" / "features")
+    lines = [json.dumps({"item_id": f"i{n:02}", "title": f"thing {n}"}) for n in range(36)]
+    (moved / "shop" / "items.jsonl").write_text("\n".join(lines))
+    config = f"--config={repository / 'configs' / 'folder.py'}:sasrec"
+    code, out, _ = command(config, f"--config.data.root={moved}", "--config.data.k_core=1", "--mode=stats")
+    assert code == 0 and json.loads(out)["items"] == 36
+    settings = f"data.root={moved}", "train.epochs=1", "eval.protocol=paper"
+    train.train_and_evaluate(tiny(*settings, variant=":sasrec"), tmp_path / "ids")
+    code, out, err = recommend_line(f"--workdir={tmp_path / 'ids'}", "--history=i01", "-k", "1")
+    assert code == 0 and "warning" not in err and out.split()[-2] == "thing"
+    assert recommend_line(f"--workdir={tmp_path / 'ids'}", "--users=u01", "-k", "1")[0] == 0
 
 
 @pytest.fixture
@@ -248,6 +282,25 @@ def test_fit_trains_on_tables_in_memory_and_not_twice(tmp_path):
         kdsr_jax.fit(titles)
     with pytest.raises(UserError, match="log: must be a pyarrow table"):
         kdsr_jax.fit(7)
+    with pytest.raises(UserError, match="ids must be strings or whole numbers"):
+        kdsr_jax.fit(pa.table({"user_id": [1.5], "item_id": ["a"]}))
+
+
+@pytest.mark.parametrize("library", ["pyarrow", "pandas", "polars"])
+def test_tables_of_any_library_become_the_same_data(library, tmp_path, monkeypatch):
+    frames = pytest.importorskip(library)
+    make = {"pyarrow": pa.table}.get(library) or frames.DataFrame
+    log = {"user": list("aaabbb"), "item_id": [2, 1, 2, 1, 1, 2], "timestamp": [5, 4, 6, 1, 2, 3]}
+    items = {"item_id": [1, 2], "title": ["one", None], "tags": [["x"], []]}
+    made = []
+    monkeypatch.setattr(fitting, "train_and_evaluate", lambda config, workdir: made.append(config))
+    monkeypatch.setattr(fitting.Recommender, "from_workdir", lambda workdir: None)
+    settings = {"data.k_core": 1, "data.columns.user_id": "user"}
+    fitting.fit(make(log), make(items), folder=tmp_path, **settings)
+    data = load_dataset(made[0].data, ())
+    assert data.interactions.user_ids.tolist() == ["a", "b"]
+    assert data.interactions.item_ids[data.interactions.items].tolist() == list("122112")  # by time
+    assert [item["title"] for item in data.items[1:]] == ["one", None] and data.items[1]["tags"] == ["x"]
 
 
 def test_importing_the_package_loads_nothing():

@@ -302,3 +302,17 @@ def test_other_data_in_the_same_workdir_is_refused(tmp_path, tiny):
         with pytest.raises(UserError, match="the data is not what this run began with"):
             folder.claim_data("b" * 64)
     assert folder.read_json("config.json")["data_sha256"] == "a" * 64
+
+
+def test_other_features_are_named_with_what_made_them(tmp_path, tiny):
+    def features(sha256, layer):
+        return {"text": {"sha256": sha256, "recipe": {"encoder": {"model": "m", "layer": layer}}}}
+
+    with Workdir(tmp_path / "run", tiny()) as folder:
+        folder.claim_data("a" * 64, features("1", 6))
+        folder.claim_data("a" * 64, features("1", 6))
+        message = r"the text features are not those that the run was trained with \(encoder.layer: 6 -> 3\)"
+        with pytest.raises(UserError, match=message):
+            folder.claim_data("b" * 64, features("2", 3))
+        with pytest.raises(UserError, match="the data is not what this run began with"):
+            folder.claim_data("b" * 64, features("1", 6))

@@ -1,6 +1,7 @@
-"""A fingerprint of a data set's content."""
+"""Fingerprints of a data set's content."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 
@@ -13,3 +14,14 @@ def data_digest(dataset) -> str:
     for name, feature in dataset.features.items():
         digest.update(name.encode() + feature.values.tobytes() + feature.has_feature.tobytes())
     return digest.hexdigest()
+
+
+def feature_digests(dataset) -> dict[str, dict[str, Any]]:
+    """Return by modality "sha256", of the features that belong to the items, and "recipe", how they were made if known."""
+    return {
+        name: {
+            "sha256": hashlib.sha256(feature.values.tobytes() + feature.has_feature.tobytes()).hexdigest(),
+            "recipe": feature.recipe,
+        }
+        for name, feature in dataset.features.items()
+    }

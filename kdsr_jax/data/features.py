@@ -1,8 +1,11 @@
 """Modality features aligned with the items of a log: a matrix with a zero row where an item has none, and a mask."""
 
 import dataclasses
+import hashlib
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,10 +22,12 @@ class Features:
     Attributes:
         values: [N + 1, d_m] float32; zero rows where an item has no feature and in row 0 (padding).
         has_feature: [N + 1] bool; False in row 0.
+        recipe: how the file was made, plain data: "encoder" and, of texts, "text"; None where nothing is known of it.
     """
 
     values: np.ndarray
     has_feature: np.ndarray
+    recipe: dict[str, Any] | None = None
 
 
 def load_features(path: str | Path, item_ids: np.ndarray) -> Features:
@@ -43,7 +48,8 @@ def load_features(path: str | Path, item_ids: np.ndarray) -> Features:
         have = ", ".join(sorted(entry.stem for entry in path.parent.glob("*.npz"))) or "none"
         raise UserError(f"{path}: no such features file; available in that folder: {have}")
     arrays = read_arrays(path, ("item_id", "features"))
-    return align_features(arrays["item_id"], arrays["features"], item_ids, str(path))
+    features = align_features(arrays["item_id"], arrays["features"], item_ids, str(path))
+    return dataclasses.replace(features, recipe=_read_recipe(path))
 
 
 def align_features(file_ids: np.ndarray, values: np.ndarray, item_ids: np.ndarray, where: str) -> Features:
@@ -83,6 +89,17 @@ def align_features(file_ids: np.ndarray, values: np.ndarray, item_ids: np.ndarra
     aligned[has_feature] = values[order[place[has_feature]]]
     _report_coverage(covered, len(item_ids) - 1, len(file_ids), where)
     return Features(aligned, has_feature)
+
+
+def _read_recipe(path: Path) -> dict[str, Any] | None:
+    """Return what the sidecar that kdsr_jax.encode writes says of a file; None without one, or with that of another file."""
+    try:
+        sidecar = json.loads(path.with_suffix(".json").read_text())
+        if sidecar["sha256"] != hashlib.sha256(path.read_bytes()).hexdigest():
+            return None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return {name: sidecar[name] for name in ("encoder", "text") if name in sidecar}
 
 
 def _checked(file_ids: np.ndarray, values: np.ndarray, where: str) -> np.ndarray:
