@@ -105,6 +105,7 @@ _BEHIND: dict[str, Check] = {
     "model.warmup_epochs": whole(0, 10_000),
     "train.epochs": whole(1, 100_000),
     "train.batch_size": whole(1, 1_000_000),
+    "train.sampled_items": whole(0, 10_000_000),
     "train.prefixes": switch,
     "train.learning_rate": real(above=True),
     "train.weight_decay": real(),

@@ -18,10 +18,12 @@ class Objective:
       score_fn, num_splits: of the config's teacher group.
       cluster_weight: of predicting the next item's clusters, which a student with ``predicts_clusters`` does.
       placement: Placement; None on one device.
+      sampled_items: drawn uniformly in each step for the softmax; 0 is the softmax over all items.
     """
 
-    def __init__(self, student, distill, score_fn, num_splits, cluster_weight=0.0, placement=None):
+    def __init__(self, student, distill, score_fn, num_splits, cluster_weight=0.0, placement=None, sampled_items=0):
         self.student, self.distill, self.placement = student, distill, placement
+        self.sampled_items = sampled_items
         self.score_fn, self.num_splits, self.cluster_weight = score_fn, num_splits, cluster_weight
 
     def __call__(self, params, frozen, teachers, batch, key):
@@ -44,8 +46,12 @@ class Objective:
         # A key of its own: candidates and histories may go through the same layers, which would drop the same numbers.
         scored = {"method": "candidate_vectors", "rngs": {"dropout": jax.random.fold_in(dropout_key, 1)}}
         representations = at_slots(states, batch)
-        vectors = self.student.apply(variables, False, **scored)
-        next_item = self.next_item(representations, vectors, batch.targets - 1, batch.mask)
+        if self.sampled_items:
+            sample_key = jax.random.fold_in(pair_key, 2**31 - 1)
+            next_item = self._sampled_loss(variables, representations, batch, sample_key, scored)
+        else:
+            vectors = self.student.apply(variables, False, **scored)
+            next_item = self.next_item(representations, vectors, batch.targets - 1, batch.mask)
         holistic, dissected = {}, {}
         for index, (name, teacher) in enumerate(teachers.items()):
             modality_key = jax.random.fold_in(pair_key, index)
@@ -79,6 +85,15 @@ class Objective:
         vectors = place.spread(vectors, "model")
         means = jax.vmap(loss, (0, None, 0, 0))(group(representations), vectors, group(targets), mask)
         return jnp.sum(means * mask.sum(1)) / jnp.maximum(mask.sum(), 1)
+
+    def _sampled_loss(self, variables, representations, batch, key, scored):
+        """Compute the next item's loss against items drawn uniformly, with replacement."""
+        num_items, size = self.student.num_items, batch.targets.shape[0]
+        sampled = jax.random.randint(key, (self.sampled_items,), 1, num_items + 1)
+        vectors = self.student.apply(variables, False, jnp.concatenate([batch.targets, sampled]), **scored)
+        log_expected = jnp.full(sampled.shape, jnp.log(self.sampled_items / num_items))
+        arguments = vectors[:size], vectors[size:], batch.targets, sampled, log_expected
+        return losses.sampled_next_item_loss(representations, *arguments, batch.mask)
 
     def warm_up(self, params, frozen, teachers, batch, key):
         """Compute the contrastive loss that takes the place of all others in a warm-up (``model.warmup_epochs``).

@@ -74,7 +74,8 @@ class PhaseRunner:
         tuned = run.student.modalities if run.student.tuned else ()
         optimizer, self._schedules = make_optimizer(config.train, tuned, self.batches.steps_per_epoch)
         scoring = config.teacher.score_fn, config.teacher.num_splits
-        objective = Objective(run.student, config.distill, *scoring, config.model.cluster_weight, run.placement)
+        weights = config.model.cluster_weight, run.placement, config.train.sampled_items
+        objective = Objective(run.student, config.distill, *scoring, *weights)
         self._trainer = Trainer(objective, optimizer, config.train.batch_size, config.seed, run.placement)
         self._events = None
 

@@ -14,7 +14,7 @@ import pytest
 
 from configs import default
 from kdsr_jax.data import load_dataset
-from kdsr_jax.data.sources import folder
+from kdsr_jax.data.sources import codes, folder, tables
 from kdsr_jax.errors import UserError
 
 ROWS = [("007", "b", 3), ("7", "a", 1), ("007", "a", 2), ("7", "c,d", 4), ("007", "ü", 5), ("7", "b", 6)]
@@ -167,14 +167,124 @@ def test_a_small_parquet_of_many_rows_is_refused_before_it_is_read(tmp_path, mon
     same = pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), ["u"])
     file = write_parquet(tmp_path, user_id=same, item_id=same) / "interactions.parquet"
     assert file.stat().st_size < 20_000
-    monkeypatch.setattr(pa.parquet, "read_table", lambda *_, **__: pytest.fail("it was read"))
-    monkeypatch.setattr(folder, "machine_memory", lambda: 2 * 16 * rows - 1)
+    monkeypatch.setattr(pa.parquet.ParquetFile, "iter_batches", lambda *_, **__: pytest.fail("it was read"))
+    monkeypatch.setattr(tables, "_room", lambda: 2 * 8 * rows - 1)
     with pytest.raises(
         UserError, match="interactions.parquet: it claims 3,000,000 rows, which need .* this machine has"
     ):
         folder.load_log(tmp_path)
-    monkeypatch.setattr(folder, "_MOST_ROWS", rows - 1)
+    monkeypatch.setattr(tables, "_MOST_ROWS", rows - 1)
     with pytest.raises(UserError, match="it claims 3,000,000 rows, more than 2,999,999"):
+        folder.load_log(tmp_path)
+
+
+def write_shards(place: Path, parts: dict[str, dict]) -> Path:
+    """Write a log in parquet files of a folder."""
+    (place / "interactions").mkdir(exist_ok=True)
+    for name, columns in parts.items():
+        pa.parquet.write_table(pa.table(columns), place / "interactions" / name, row_group_size=2)
+    return place
+
+
+def test_a_folder_of_parquet_files_is_read_in_the_order_of_their_names(tmp_path):
+    users, items, times = zip(*ROWS, strict=True)
+    columns = {"user_id": users, "item_id": items, "timestamp": times}
+    parts = {
+        name: {key: list(values[rows]) for key, values in columns.items()}
+        for name, rows in (("b.parquet", slice(4, 6)), ("a.parquet", slice(0, 3)), ("aa.parquet", slice(3, 4)))
+    }
+    write_shards(tmp_path, parts)
+    (tmp_path / "interactions" / "_SUCCESS").touch()
+    assert decoded(folder.load_log(tmp_path)) == ROWS
+    one = folder.find(tmp_path).digest
+    (tmp_path / "interactions" / "b.parquet").rename(tmp_path / "interactions" / "0.parquet")
+    assert folder.find(tmp_path).digest != one
+    assert decoded(folder.load_log(tmp_path)) == ROWS[4:] + ROWS[:4]
+    write_log(tmp_path, CSV)
+    with pytest.raises(UserError, match="interactions.csv and interactions both exist; keep one"):
+        folder.load_log(tmp_path)
+
+
+def test_parquet_files_of_different_types_and_an_empty_one_are_one_log(tmp_path):
+    texts = pa.array(["7", "8"]).dictionary_encode()
+    parts = {
+        "0.parquet": {"user_id": [7, 7], "item_id": texts, "timestamp": [1, 2]},
+        "1.parquet": {"user_id": pa.array([], pa.string()), "item_id": [], "timestamp": pa.array([], pa.int8())},
+        "2.parquet": {
+            "item_id": pa.array(["a", "8"], pa.large_string()),
+            "timestamp": [0.5, 3.0],
+            "user_id": ["u", "7"],
+        },
+    }
+    parts["1.parquet"]["item_id"] = pa.array([], pa.string())
+    log = folder.load_log(write_shards(tmp_path, parts))
+    assert decoded(log) == [("7", "7", 1.0), ("7", "8", 2.0), ("u", "a", 0.5), ("7", "8", 3.0)]
+    assert log.user_names.tolist() == ["7", "u"] and log.timestamps.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"user_id": ["u"]}, "b.parquet: column 'item_id' is missing; the file has: user_id"),
+        ({"user_id": ["u"], "item_id": ["a"]}, "b.parquet: column 'timestamp' is missing; a.parquet has it"),
+        ({"user_id": ["u"] * 3, "item_id": ["a", "b", ""], "timestamp": [1, 2, 3]}, "b.parquet: row 3: 'item_id' is"),
+        ({"user_id": ["u"] * 3, "item_id": ["a"] * 3, "timestamp": [1, 2, None]}, "b.parquet: row 3: timestamp None"),
+        ({"user_id": [1.5], "item_id": ["a"], "timestamp": [1]}, "b.parquet: column 'user_id' is of type double"),
+    ],
+)
+def test_a_mistake_in_a_folder_of_parquet_files_names_the_file(tmp_path, second, message):
+    first = {"user_id": ["u"] * 5, "item_id": ["a"] * 5, "timestamp": [1] * 5}
+    write_shards(tmp_path, {"a.parquet": first, "b.parquet": second})
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "interactions" / message))):
+        folder.load_log(tmp_path)
+
+
+def test_an_empty_or_broken_folder_of_parquet_files(tmp_path):
+    (tmp_path / "interactions").mkdir()
+    with pytest.raises(UserError, match=re.escape("no interactions file; looked for interactions.csv")):
+        folder.load_log(tmp_path)
+    nothing = pa.array([], pa.string())
+    write_shards(tmp_path, {"a.parquet": {"user_id": nothing, "item_id": nothing}})
+    with pytest.raises(UserError, match="/interactions: the log is empty: it has no interactions"):
+        folder.load_log(tmp_path)
+    (tmp_path / "interactions" / "b.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="interactions/b.parquet: not a readable parquet file"):
+        folder.load_log(tmp_path)
+
+
+def test_the_claims_of_all_parquet_files_are_added_up(tmp_path, monkeypatch):
+    one = {"user_id": ["u"] * 3, "item_id": ["a"] * 3}
+    write_shards(tmp_path, {"a.parquet": one, "b.parquet": one})
+    monkeypatch.setattr(tables, "_MOST_ROWS", 5)
+    with pytest.raises(UserError, match="b.parquet: it claims 6 rows, more than 5"):
+        folder.load_log(tmp_path)
+
+
+@pytest.mark.parametrize("fractions", [False, True])
+def test_a_log_in_many_small_batches_and_on_disk_is_the_same_log(tmp_path, monkeypatch, fractions):
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(0, 40, 500), rng.zipf(1.5, 500) % 30
+    times = [float(n) / 2 if fractions and n > 300 else int(n) for n in rng.permutation(500)]
+    text = "".join(f"u{u},i{i},{t}\n" for u, i, t in zip(users, items, times, strict=True))
+    whole = folder.load_log(write_log(tmp_path, "user_id,item_id,timestamp\n" + text))
+    monkeypatch.setattr(tables, "_BLOCK_BYTES", 200)
+    monkeypatch.setattr(codes, "_MERGED_ROWS", 64)
+    monkeypatch.setattr(codes, "machine_memory", lambda: 16 * 700)  # bytes of a column in memory
+    monkeypatch.setenv("KDSR_CACHE", str(tmp_path / "cache"))
+    parts = folder.load_log(tmp_path)
+    assert isinstance(parts.user_codes, np.memmap) and isinstance(parts.timestamps, np.memmap)
+    assert decoded(parts) == decoded(whole)
+    assert parts.timestamps.dtype == whole.timestamps.dtype == (np.float64 if fractions else np.int64)
+    assert parts.item_names.tolist() == whole.item_names.tolist()
+    assert list((tmp_path / "cache").iterdir()) == []  # the file has no name
+
+
+def test_a_log_that_fits_neither_memory_nor_disk_is_one_line(disk, fill_up, tmp_path, monkeypatch):
+    write_log(tmp_path, "user_id,item_id\n" + "".join(f"u{n % 9},i{n}\n" for n in range(200_000)))
+    monkeypatch.setattr(codes, "machine_memory", lambda: 0)
+    monkeypatch.setenv("KDSR_CACHE", str(disk / "cache"))
+    fill_up(100_000)
+    with pytest.raises(UserError, match="cache: the log is larger .* \\(No space left on device\\); KDSR_CACHE names"):
         folder.load_log(tmp_path)
 
 

@@ -18,7 +18,7 @@ from kdsr_jax.data import arrays
 from kdsr_jax.data.arrays import read_arrays
 from kdsr_jax.data.features import load_features
 from kdsr_jax.data.interactions import build_interactions
-from kdsr_jax.data.sources import folder
+from kdsr_jax.data.sources import codes, folder
 from kdsr_jax.errors import UserError
 
 ITEM_IDS = np.array(["", *(f"i{n}" for n in range(8))])
@@ -221,6 +221,7 @@ READERS = {
     "interactions.csv": (CSV, read_log),
     "interactions.csv.gz": (gzip.compress(CSV, mtime=0), read_log),
     "interactions.parquet": (parquet(), read_log),
+    "part.parquet": (parquet(), lambda path: build_interactions(folder.load_log(path.parent.parent), 1)),
     "items.jsonl": (ITEMS, lambda path: folder.load_items(path.parent, ITEM_IDS)),
     "items.jsonl.gz": (gzip.compress(ITEMS, mtime=0), lambda path: folder.load_items(path.parent, ITEM_IDS)),
     "text-x.npz": (features(), lambda path: load_features(path, ITEM_IDS)),
@@ -229,8 +230,8 @@ READERS = {
 
 def try_reading(place, name, content):
     """Read a file; return whether that gave data, or one clear line that names it."""
-    path = place / name / name
-    path.parent.mkdir(exist_ok=True)
+    path = place / name / ("interactions" if name.startswith("part.") else "") / name
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     try:
         READERS[name][1](path)
@@ -321,7 +322,7 @@ def test_one_endless_id_among_many_is_refused_before_it_multiplies(place, monkey
     (place / "long").mkdir()
     (place / "long" / "interactions.csv").write_bytes(content)
     assert folder.load_log(place / "long").user_names[-1] == "x" * 10_000
-    monkeypatch.setattr(folder, "_MOST_CHARACTERS", 500_000)
+    monkeypatch.setattr(codes, "_MOST_CHARACTERS", 500_000)
     with pytest.raises(UserError, match="'user_id' 'xxxxxxxxxxxxxxxxxxxx'... has 10,000 characters, too many"):
         folder.load_log(place / "long")
 

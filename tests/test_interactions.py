@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdsr_jax.data import interactions as module
 from kdsr_jax.data.features import Features
 from kdsr_jax.data.interactions import RawLog, build_interactions, sample_users, statistics, train_lengths
 from kdsr_jax.errors import UserError
@@ -80,6 +81,44 @@ def test_k_core_is_the_largest_fixpoint(pairs, k_core):
     for user, item in sorted(kept, key=lambda pair: pair[0]):
         expected.setdefault(f"u{user}", []).append(f"i{item}")
     assert histories(build_interactions(log, k_core)) == expected
+
+
+@pytest.mark.parametrize("times", ["none", "few", "fractions"])
+@pytest.mark.parametrize("block", [1, 7, 64, 10_000])
+def test_blocks_of_any_size_give_what_sorting_the_whole_log_gives(monkeypatch, caplog, block, times):
+    rng = np.random.default_rng(block)
+    pairs = [(f"u{u}", f"i{i}") for u, i in zip(rng.zipf(1.3, 900) % 60, rng.zipf(1.3, 900) % 50, strict=True)]
+    stamps = {"none": None, "few": rng.integers(0, 20, 900), "fractions": rng.integers(0, 2000, 900) / 8}[times]
+    kept = list(range(900))
+    while True:
+        users, items = ([pairs[n][part] for n in kept] for part in (0, 1))
+        rest = [n for n in kept if users.count(pairs[n][0]) >= 4 and items.count(pairs[n][1]) >= 4]
+        if rest == kept:
+            break
+        kept = rest
+    kept.sort(key=lambda n: (pairs[n][0], 0 if stamps is None else stamps[n], n))
+    expected: dict[str, list[str]] = {}
+    for n in kept:
+        expected.setdefault(pairs[n][0], []).append(pairs[n][1])
+    monkeypatch.setattr(module, "_BLOCK", block)
+    with caplog.at_level(logging.WARNING, "kdsr_jax"):
+        interactions = build_interactions(make_log(pairs, stamps), 4)
+    assert histories(interactions) == expected and len(kept) > 200
+    rows = [(pairs[n], None if stamps is None else stamps[n]) for n in kept]
+    if stamps is not None:
+        assert interactions.timestamps.tolist() == [time for _, time in rows]
+    repeated = len(rows) - len(set(rows))
+    assert caplog.messages == (
+        [f"{repeated} of {len(rows)} interactions are duplicates; they are kept"] if repeated else []
+    )
+
+
+def test_more_interactions_than_the_machine_has_memory_for_are_refused(monkeypatch):
+    monkeypatch.setattr(module, "machine_memory", lambda: 2**30 + 12 * 9 - 1)
+    log = make_log([(user, item) for user in "uvx" for item in "pqt"])
+    with pytest.raises(UserError, match="the 3-core of the log has 9 interactions, which need 1,073,741,932 bytes"):
+        build_interactions(log, 3)
+    assert len(build_interactions(make_log([("u", item) for item in "pqt"]), 1).items) == 3
 
 
 @pytest.mark.parametrize(("length", "train"), [(3, 2), (4, 3), (5, 4), (9, 8), (10, 8), (14, 12), (15, 12), (100, 80)])

@@ -399,3 +399,25 @@ def test_a_phase_weighs_clusters_as_the_config_says(tiny):
     assert run.student.predicts_clusters and run.student.clustered == ("image",) and not run.student.modalities
     objective = PhaseRunner(run, train.refit_phase(run, 1), None)._trainer.objective
     assert objective.weight("clusters/image") == 3.0
+
+
+def test_a_softmax_over_drawn_items_touches_only_them_and_comes_near_the_whole(params, teachers):
+    batch, key = make_batch(), jax.random.key(3)
+    student = make_student().clone(hidden_dropout=0.0, attention_dropout=0.0)
+    distill = SimpleNamespace(lambda_score=0.0, lambda_code=0.0, temperature=1.0, sigma="sigmoid", pair_budget=0)
+
+    def loss(params, sampled_items):
+        objective = Objective(student, distill, "cosine", SPLITS, sampled_items=sampled_items)
+        return objective(params, frozen(), {}, batch, key)[1]["next_item"]
+
+    small = jax.tree.map(lambda leaf: leaf * 0.3, params)
+    np.testing.assert_allclose(loss(small, 20_000), loss(small, 0), rtol=0.02)
+    table = jax.grad(loss)(params, 1)["item_embedding"]["embedding"]
+    known = set(np.asarray(batch.targets)) | set(np.asarray(batch.history).ravel())
+    assert len(set(np.flatnonzero(np.any(table, axis=1))) - known) <= 1  # but for the one that is drawn
+    assert not np.any(table[0])
+
+
+def test_a_phase_draws_as_many_items_as_the_config_says(tiny):
+    run = train.prepare(tiny("train.sampled_items=7"))
+    assert PhaseRunner(run, train.refit_phase(run, 1), None)._trainer.objective.sampled_items == 7

@@ -1,5 +1,9 @@
 """The planted shop: its truth is what the simulated log shows, and its features show what they should."""
 
+import dataclasses
+import hashlib
+import json
+import tracemalloc
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -7,7 +11,7 @@ import pytest
 
 from configs import default
 from kdsr_jax.data.interactions import build_interactions, train_lengths
-from kdsr_jax.data.sources import planted
+from kdsr_jax.data.sources import planted, planted_kernel
 from kdsr_jax.data.sources.planted import FACETS, MODALITY_FACETS, RELATIONS, feature_blocks, icon
 from kdsr_jax.data.sources.planted_kernel import HABITS
 
@@ -144,12 +148,14 @@ def test_closed_form_is_what_the_definition_says(shop):
     np.testing.assert_allclose(shop.next_item_probabilities([[first, second]], [99])[0], expected, rtol=1e-9)
 
 
-def test_simulated_steps_follow_the_kernel(shop):
+@pytest.mark.parametrize("way", ["ladder", "shelves"])
+def test_simulated_steps_follow_the_kernel(shop, monkeypatch, way):
     """Chi-square of 20,000 simulated second items after each of three habits' most popular first items."""
+    monkeypatch.setattr(planted_kernel, "_LADDER", 600 if way == "ladder" else 599)
     rng, draws = np.random.default_rng(0), 20_000
     for habit in range(len(HABITS)):
         lengths, launch = np.full(draws, 2), np.full(draws, 9)
-        histories = shop.kernel.simulate(rng, np.full(draws, habit), lengths, launch)
+        histories = shop.kernel.simulate(rng, np.full(draws, habit), lengths, launch).reshape(draws, 2)
         first = np.bincount(histories[:, 0]).argmax()
         seconds = np.bincount(histories[histories[:, 0] == first, 1], minlength=600)
         law = shop.kernel.probabilities(np.array([first]), np.array([False]), HABITS[habit])[0]
@@ -163,6 +169,45 @@ def test_simulated_steps_follow_the_kernel(shop):
         sold = law > 0
         assert (np.square(starts - law)[sold] / law[sold]).sum() < 588 + 5 * np.sqrt(2 * 588)
         assert starts[~sold].sum() == 0
+
+
+def test_what_is_drawn_from_shelves_is_as_popular_as_it_should_be(shop):
+    """Item by item: the relation's items in proportion to their popularity, and none else; cold ones after the launch."""
+    rng, last = np.random.default_rng(0), np.full(30_000, 11)
+    for launch, kind in np.ndindex(2, len(RELATIONS)):
+        drawn = np.bincount(shop.kernel.shelves[launch].draw(rng, kind, last), minlength=600)
+        law = shop.kernel.on_sale[launch] * ((shop.relation(11, np.arange(600)) == kind) | (kind == 0))
+        assert (drawn[law == 0] == 0).all() and drawn.sum() == len(last)
+        expected = law[law > 0] / law.sum() * len(last)
+        assert (np.square(drawn[law > 0] - expected) / expected).sum() < len(expected) + 5 * np.sqrt(2 * len(expected))
+
+
+def test_popularity_in_each_relation_is_that_of_all_pairs(shop):
+    relations = shop.relation(np.arange(600)[:, None], np.arange(600))
+    for kind in range(1, len(RELATIONS)):
+        expected = shop.kernel.on_sale @ (relations == kind).T
+        np.testing.assert_allclose(shop.kernel.mass[:, :-1, kind], expected, rtol=1e-12)
+        np.testing.assert_array_equal(shop.kernel.mass[:, :-1, kind] > 0, expected > 0)
+    assert not shop.kernel.mass[:, -1].any()
+
+
+def test_the_log_of_the_default_shop_is_known_to_the_bit(shop):
+    digest = hashlib.sha256(json.dumps(shop.items).encode())
+    for column in dataclasses.astuple(shop.log):
+        digest.update(column.tobytes())
+    assert digest.hexdigest().startswith("4929998348d5065f")
+
+
+def test_a_large_shop_needs_no_table_of_pairs():
+    tracemalloc.start()
+    shop = make_shop(num_users=500, num_items=100_000, feature_dim=8, mean_length=8.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 400e6 < 100_000**2 / 8  # bytes; even a bit a pair would be more
+    interactions = build_interactions(shop.log, 1)
+    assert interactions.lengths.min() == 6 and (np.diff(interactions.timestamps)[:5] > 0).all()
+    popularity = shop.popularity_hit_rates(interactions, topk=(100_000,))
+    assert popularity["hr@100000"] == 100.0
 
 
 def test_oracle_and_ranks_agree_with_the_distribution_of_each_history(shop, interactions):

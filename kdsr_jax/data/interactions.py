@@ -3,10 +3,11 @@
 import array
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
+from kdsr_jax.data.arrays import machine_memory
 from kdsr_jax.data.features import Features
 from kdsr_jax.errors import UserError
 
@@ -14,11 +15,12 @@ _logger = logging.getLogger("kdsr_jax")
 
 # A train part needs two items: one to read and one to predict.
 _MIN_TRAIN_ITEMS = 2
+_BLOCK = 2**22  # interactions that are looked at together
 
 
 @dataclasses.dataclass(frozen=True)
 class RawLog:
-    """Who touched what, in the order of the source.
+    """Who touched what, in the order of the source; columns may be mapped files.
 
     Attributes:
         user_codes: [n] int32, index into `user_names` of each row.
@@ -85,7 +87,8 @@ def build_interactions(log: RawLog, k_core: int) -> Interactions:
     """Filter a log to its k-core, number users and items, and order each history in time.
 
     Paper §4 (data sets "after preprocessing", 5-core). Equal timestamps keep the order of the log. Interactions that
-    occur twice are kept and counted in a warning.
+    occur twice are kept and counted in a warning. The log is passed over in blocks and never copied: besides it there are
+    12 bytes an interaction of the core (4 without times), counters of users and items, and what one block needs.
 
     Args:
         log: the raw log.
@@ -99,24 +102,28 @@ def build_interactions(log: RawLog, k_core: int) -> Interactions:
     """
     if len(log.user_codes) == 0:
         raise UserError("the log is empty: it has no interactions")
-    rows = _k_core_rows(log.user_codes, log.item_codes, k_core)
-    if len(rows) == 0:
+    user_counts, item_counts = _core_counts(log, k_core)
+    if not user_counts.any():
         raise UserError(
             f"the {k_core}-core of the log is empty (no users and items with {k_core} interactions each are left); "
             "lower --config.data.k_core"
         )
-    users, user_ids = _number(log.user_codes[rows], log.user_names)
-    items, item_ids = _number(log.item_codes[rows], log.item_names)
-    timestamps = None if log.timestamps is None else log.timestamps[rows]
-    _warn_of_duplicates(users, items, timestamps)
-    order = np.argsort(users, kind="stable") if timestamps is None else np.lexsort((timestamps, users))
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_ids)))]).astype(np.int64)
+    user_numbers, user_ids = _number(user_counts, log.user_names)
+    item_numbers, item_ids = _number(item_counts, log.item_names)
+    lengths = np.zeros(len(user_ids), np.int64)
+    lengths[user_numbers[user_numbers >= 0]] = user_counts[user_numbers >= 0]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    _require_memory(int(offsets[-1]), k_core)
+    items, timestamps = _group_by_user(log, user_numbers, item_numbers, offsets)
+    repeated = _sort_in_time(items, timestamps, offsets)
+    if repeated:
+        _logger.warning("%s of %s interactions are duplicates; they are kept", f"{repeated:,}", f"{len(items):,}")
     interactions = Interactions(
-        items=(items[order] + 1).astype(np.int32),
+        items=items,
         offsets=offsets,
         user_ids=user_ids,
         item_ids=np.concatenate([np.array([""], item_ids.dtype), item_ids]),
-        timestamps=None if timestamps is None else timestamps[order],
+        timestamps=timestamps,
     )
     _require_training_pairs(interactions)
     return interactions
@@ -190,36 +197,90 @@ def statistics(interactions: Interactions, features: Mapping[str, Features]) -> 
     }
 
 
-def _k_core_rows(user_codes: np.ndarray, item_codes: np.ndarray, k_core: int) -> np.ndarray:
-    """Return the rows of the log's k-core, in the order of the log."""
-    rows = np.arange(len(user_codes))
-    while k_core > 1 and len(rows):
-        users, items = user_codes[rows], item_codes[rows]
-        keep = (np.bincount(users)[users] >= k_core) & (np.bincount(items)[items] >= k_core)
-        if keep.all():
-            break
-        rows = rows[keep]
-    return rows
+def _blocks(log: RawLog) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """Yield users' and items' codes and times, a block of rows after the other."""
+    for begin in range(0, len(log.user_codes), _BLOCK):
+        rows = slice(begin, begin + _BLOCK)
+        yield log.user_codes[rows], log.item_codes[rows], None if log.timestamps is None else log.timestamps[rows]
 
 
-def _number(codes: np.ndarray, names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Renumber `codes` from 0 in lexicographic order of the names in use; return the numbers and those names."""
-    used = np.flatnonzero(np.bincount(codes, minlength=len(names)))
+def _core_counts(log: RawLog, k_core: int) -> tuple[np.ndarray, np.ndarray]:
+    """Count the interactions of each user and each item in the k-core; 0 for those that are not in it.
+
+    A row is in it where its user and its item both are, so passes over the rows need nothing but counters between them.
+    """
+    users, items = (np.ones(len(names), bool) for names in (log.user_names, log.item_names))
+    while True:
+        user_counts, item_counts = np.zeros(len(users), np.int64), np.zeros(len(items), np.int64)
+        for user_codes, item_codes, _ in _blocks(log):
+            kept = users[user_codes] & items[item_codes]
+            user_counts += np.bincount(user_codes[kept], minlength=len(users))
+            item_counts += np.bincount(item_codes[kept], minlength=len(items))
+        users, items = user_counts >= k_core, item_counts >= k_core
+        if not user_counts[~users].any() and not item_counts[~items].any():
+            return user_counts, item_counts
+
+
+def _number(counts: np.ndarray, names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number the names in use from 0 in lexicographic order; return each name's number [*] int32, else -1, and those names."""
+    used = np.flatnonzero(counts)
     used = used[np.argsort(names[used])]
-    number_of = np.zeros(len(names), np.int64)
-    number_of[used] = np.arange(len(used))
-    return number_of[codes], np.array(names[used].tolist())  # no wider than the longest name that is left
+    numbers = np.full(len(names), -1, np.int32)
+    numbers[used] = np.arange(len(used))
+    ids = names[used]
+    return numbers, ids.astype(f"U{np.strings.str_len(ids).max()}")  # no wider than the longest name that is left
 
 
-def _warn_of_duplicates(users: np.ndarray, items: np.ndarray, timestamps: np.ndarray | None) -> None:
-    """Count the rows that repeat another row's user, item and, where there is one, timestamp."""
-    columns = [users * (items.max() + 1) + items]
-    if timestamps is not None:
-        columns.append(timestamps)
-    order = np.lexsort(columns) if len(columns) > 1 else np.argsort(columns[0])
-    same = np.logical_and.reduce([column[order][1:] == column[order][:-1] for column in columns])
-    if same.any():
-        _logger.warning("%s of %s interactions are duplicates; they are kept", f"{same.sum():,}", f"{len(users):,}")
+def _require_memory(count: int, k_core: int) -> None:
+    """Raise where so many interactions do not fit the memory."""
+    needed = 12 * count + 2**30  # an item and a time each, and a block
+    if needed > machine_memory():
+        raise UserError(
+            f"the {k_core}-core of the log has {count:,} interactions, which need {needed:,} bytes, more than this "
+            "machine has; raise --config.data.k_core"
+        )
+
+
+def _group_by_user(
+    log: RawLog, user_numbers: np.ndarray, item_numbers: np.ndarray, offsets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return items (from 1) and times of the rows that are kept, user after user, each in the order of the log."""
+    items, place = np.empty(offsets[-1], np.int32), offsets[:-1].copy()
+    times = None if log.timestamps is None else np.empty(offsets[-1], log.timestamps.dtype)
+    for user_codes, item_codes, stamps in _blocks(log):
+        users, taken = user_numbers[user_codes], item_numbers[item_codes]
+        order = np.flatnonzero((users >= 0) & (taken >= 0))
+        order = order[np.argsort(users[order], kind="stable")]
+        users = users[order]
+        first = np.flatnonzero(np.diff(users, prepend=-1))
+        sizes = np.diff(first, append=len(users))
+        target = np.arange(len(users)) + np.repeat(place[users[first]] - first, sizes)
+        place[users[first]] += sizes
+        items[target] = taken[order] + 1
+        if times is not None:
+            times[target] = stamps[order]
+    return items, times
+
+
+def _sort_in_time(items: np.ndarray, times: np.ndarray | None, offsets: np.ndarray) -> int:
+    """Sort each user's items by time, in place, equal times as they are; return how many repeat item and time of another."""
+    repeated, begin, num_users = 0, 0, len(offsets) - 1
+    while begin < num_users:  # as many users as a block holds, at least one
+        end = max(begin + 1, int(np.searchsorted(offsets, offsets[begin] + _BLOCK, side="right")) - 1)
+        rows = slice(offsets[begin], offsets[end])
+        owners = np.repeat(np.arange(end - begin), np.diff(offsets[begin : end + 1]))
+        differ = np.diff(owners) > 0
+        if times is not None:
+            stamps = times[rows]
+            if np.any((np.diff(stamps) < 0) & ~differ):
+                order = np.lexsort((stamps, owners))
+                items[rows], times[rows] = items[rows][order], stamps[order]
+            differ |= np.diff(times[rows]) != 0
+        moment = np.concatenate([[0], np.cumsum(differ)])  # one number a user and time
+        keys = np.sort(moment * (2**31) + items[rows])
+        repeated += int((keys[1:] == keys[:-1]).sum())
+        begin = end
+    return repeated
 
 
 def _require_training_pairs(interactions: Interactions) -> None:

@@ -147,12 +147,20 @@ class Student(nn.Module):
         inputs = self.inputs(history)
         return self.read(self.encoder(inputs, deterministic), inputs.valid)
 
-    def candidate_vectors(self, deterministic=True):
-        """Return the vectors [N, dim] of items 1..N that representations are scored against (``item_scores``)."""
+    def candidate_vectors(self, deterministic=True, items=None):
+        """Return the vectors that representations are scored against (``item_scores``).
+
+        Args:
+          deterministic: True switches dropout off.
+          items: [M] int32 items 1..N; None is all of them.
+
+        Returns:
+          [M, dim] float32, or [N, dim].
+        """
         own = getattr(BACKBONES[self.backbone], "candidates", None)
         if own is None and self.item_scores == "ids":
-            return self.item_embedding.embedding[1:]
-        inputs = self.inputs(jnp.arange(1, self.num_items + 1)[:, None])
+            return self.item_embedding.embedding[1:] if items is None else self.item_embedding(items)
+        inputs = self.inputs((jnp.arange(1, self.num_items + 1) if items is None else items)[:, None])
         return inputs.fused[:, 0] if own is None else self.encoder.candidates(inputs, deterministic)
 
     def contrasts(self, items):

@@ -193,6 +193,46 @@ def _scored(vectors, rows, targets, mask):
     return jnp.sum(jnp.where(mask, normaliser - target_scores, 0.0)), scores, normaliser
 
 
+def sampled_next_item_loss(
+    representations: jax.Array,
+    target_vectors: jax.Array,
+    sampled_vectors: jax.Array,
+    targets: jax.Array,
+    sampled: jax.Array,
+    log_expected: jax.Array,
+    mask: jax.Array,
+) -> jax.Array:
+    """Return the next item's cross-entropy with the softmax's normaliser estimated from a sample of the items.
+
+    The estimate of the normaliser is the target's own term and, over the draws of other items, the sum of theirs, each
+    divided by how often it was to be expected (logQ correction; Bengio and Senecal, 2008). Its expectation is the
+    normaliser, but the loss is the logarithm of it and so on average smaller than ``next_item_loss``: a biased and noisy
+    stand-in, nearer the more is drawn, and the same where the sample is every item once.
+
+    Args:
+      representations: [P, d] float, of the histories.
+      target_vectors: [P, d] float, of the items that they predict.
+      sampled_vectors: [K, d] float, of the items drawn, which all positions share.
+      targets: [P] int, the predicted items' numbers; anything at masked positions.
+      sampled: [K] int, the drawn items' numbers. A draw of a position's target takes no part there.
+      log_expected: [K] float, log of how often each of ``sampled`` is expected among K draws, K times its probability.
+      mask: [P] bool, True at valid positions.
+
+    Returns:
+      Scalar >= 0 in nats, the mean over valid positions; 0 if there are none. Padding takes no part.
+    """
+    chex.assert_rank([representations, target_vectors, sampled_vectors], 2)
+    chex.assert_equal_shape([representations, target_vectors])
+    chex.assert_equal_shape([targets, mask])
+    chex.assert_equal_shape([sampled, log_expected])
+    representations, target_vectors = (jnp.where(mask[:, None], a, 0.0) for a in (representations, target_vectors))
+    own = jnp.sum(representations * target_vectors, axis=-1)
+    others = representations @ sampled_vectors.T - log_expected[None]
+    others = jnp.where(sampled[None] == targets[:, None], _MASKED, others)
+    normaliser = jnp.logaddexp(own, jax.nn.logsumexp(others, axis=-1))
+    return masked_mean(normaliser - own, mask)
+
+
 def cluster_loss(logits: jax.Array, links: jax.Array) -> jax.Array:
     """Return the loss of predicting which clusters an item is linked to, DIF-SR's auxiliary task on one example.
 

@@ -470,3 +470,77 @@ def test_ops_are_importable_without_flax(repository):
     )
     done = subprocess.run([sys.executable, "-c", program], check=False, cwd=repository, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# --- the sampled softmax ----------------------------------------------------------------------------------------------
+
+
+def sampled_loss(logits, targets, sampled, probability, mask):
+    """The sampled loss where the scores [P, N] of the histories are these logits, with a probability of each item."""
+    vectors = jnp.eye(logits.shape[1])
+    log_expected = jnp.log(len(sampled) * probability[sampled])
+    return losses.sampled_next_item_loss(
+        logits, vectors[targets], vectors[sampled], targets, sampled, log_expected, mask
+    )
+
+
+def test_sampled_loss_by_hand():
+    logits = jnp.log(jnp.array([[6.0, 1.0, 2.0, 5.0]]))
+    probability = jnp.array([0.1, 0.2, 0.25, 0.45])
+    sampled = jnp.array([2, 0, 2, 1])  # the draw of the target 0 takes no part; 2 counts twice
+    expected = math.log((6 + 2 * 2 / (4 * 0.25) + 1 / (4 * 0.2)) / 6)
+    got = sampled_loss(logits, jnp.array([0]), sampled, probability, jnp.array([True]))
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_sampled_loss_of_every_item_once_is_the_whole_softmax():
+    rng = np.random.default_rng(0)
+    logits, targets = jnp.asarray(rng.normal(size=(6, 9)), jnp.float32), jnp.asarray(rng.integers(0, 9, 6))
+    mask, order = jnp.array([True, False, True, True, True, False]), jnp.asarray(rng.permutation(9))
+    uniform = jnp.full(9, 1 / 9)
+    one, whole = sampled_loss(logits, targets, order, uniform, mask), next_item_loss_of_logits(logits, targets, mask)
+    np.testing.assert_allclose(one, whole, rtol=1e-5)
+    gradients = (
+        jax.grad(f)
+        for f in (
+            lambda x: sampled_loss(x, targets, order, uniform, mask),
+            lambda x: next_item_loss_of_logits(x, targets, mask),
+        )
+    )
+    first, second = (gradient(logits) for gradient in gradients)
+    np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("skewed", [False, True])
+def test_the_estimated_normaliser_is_unbiased_and_the_loss_comes_nearer_with_more_draws(skewed):
+    rng = np.random.default_rng(1)
+    logits, targets, mask = jnp.asarray(rng.normal(size=(1, 20)), jnp.float32), jnp.array([3]), jnp.array([True])
+    probability = np.arange(1, 21) / 210 if skewed else np.full(20, 1 / 20)
+    whole = float(next_item_loss_of_logits(logits, targets, mask))
+    run = jax.jit(jax.vmap(lambda sampled: sampled_loss(logits, targets, sampled, jnp.asarray(probability), mask)))
+    distances = []
+    for count in (4, 400):
+        draws = np.asarray(run(jnp.asarray(rng.choice(20, (4000, count), p=probability))), np.float64)
+        ratios = np.exp(draws)  # of the normaliser to the target's term, which is exact
+        assert abs(ratios.mean() - math.exp(whole)) < 4 * ratios.std() / math.sqrt(4000)
+        distances.append(abs(draws.mean() - whole))
+        assert draws.mean() < whole + 4 * draws.std() / math.sqrt(4000)  # biased low
+    assert distances[1] < distances[0] / 5
+
+
+def test_gradients_of_the_sampled_loss_are_right_and_masked_rows_take_no_part():
+    rng = np.random.default_rng(2)
+    rows, own, drawn = (jnp.asarray(rng.normal(size=(size, 3)), jnp.float32) for size in (4, 4, 5))
+    targets, sampled = jnp.array([1, 2, 3, 4]), jnp.array([3, 7, 3, 1, 9])
+    log_expected, mask = jnp.asarray(rng.normal(size=5), jnp.float32), jnp.array([True, True, True, False])
+
+    def loss(rows, own, drawn):
+        return losses.sampled_next_item_loss(rows, own, drawn, targets, sampled, log_expected, mask)
+
+    check_grads(loss, (rows, own, drawn), order=1, modes=["rev"], rtol=2e-2, atol=1e-3)
+    for bad in BAD_VALUES:
+        spoilt = loss(rows.at[3].set(bad), own.at[3].set(bad), drawn)
+        assert spoilt == loss(rows, own, drawn)
+        gradients = jax.grad(loss, (0, 1, 2))(rows.at[3].set(bad), own.at[3].set(bad), drawn)
+        assert all(np.isfinite(gradient).all() for gradient in gradients) and not gradients[0][3].any()
+    assert losses.sampled_next_item_loss(rows, own, drawn, targets, sampled, log_expected, mask & False) == 0

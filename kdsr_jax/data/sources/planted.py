@@ -117,7 +117,7 @@ class PlantedShop:
         """Return the ``hr@k`` in percent of ranking every item by its count in the train parts."""
         test = _is_test(interactions)
         counts = np.bincount(interactions.items[~test], minlength=len(interactions.item_ids))[1:]
-        ranks = (counts[:, None] <= counts).sum(1)
+        ranks = len(counts) - np.searchsorted(np.sort(counts), counts)  # ties count against an item
         return _hit_rates(ranks[interactions.items[test] - 1], topk)
 
 
@@ -195,15 +195,25 @@ def _walk(
     habits = rng.permutation(np.arange(num_users) % len(HABITS))
     lengths = _SHORTEST + rng.negative_binomial(2, 2 / (2 + mean_length - _SHORTEST), num_users)
     launch = train_lengths(lengths)
-    histories = kernel.simulate(rng, habits, lengths, launch)
-    users, positions = np.nonzero(histories >= 0)
-    day = np.where(np.arange(lengths.max()) < launch[:, None], 0, _SEASON) + _START
-    span = np.where(np.arange(lengths.max()) < launch[:, None], _SEASON, _AFTER_LAUNCH)
-    times = np.where(histories >= 0, day + span * rng.random(histories.shape), np.inf)
-    times = np.sort(times, axis=1)[users, positions].astype(np.int64) + positions  # no two of a user are equal
+    items = kernel.simulate(rng, habits, lengths, launch)
+    times = np.empty(len(items), np.int64)
+    ends = np.cumsum(lengths)
+    for rows in blocks(num_users, int(lengths.max())):
+        times[ends[rows.start] - lengths[rows.start] : ends[rows.stop - 1]] = _times(
+            rng, lengths[rows], launch[rows], int(lengths.max())
+        )
     order = np.argsort(times, kind="stable")
-    codes = users.astype(np.int32)[order], histories[users, positions][order]
-    return habits, RawLog(*codes, _names("u", num_users), item_ids, times[order])
+    users = np.repeat(np.arange(num_users, dtype=np.int32), lengths)
+    return habits, RawLog(users[order], items[order], _names("u", num_users), item_ids, times[order])
+
+
+def _times(rng: np.random.Generator, lengths: np.ndarray, launch: np.ndarray, longest: int) -> np.ndarray:
+    """Return rising times [sum(lengths)] int64 of users' histories, user after user, no two of a user equal."""
+    position = np.arange(longest)
+    sold_late, real = position >= launch[:, None], position < lengths[:, None]
+    begin, span = np.where(sold_late, _START + _SEASON, _START), np.where(sold_late, _AFTER_LAUNCH, _SEASON)
+    times = np.sort(np.where(real, begin + span * rng.random(real.shape), np.inf), axis=1)
+    return times[real].astype(np.int64) + np.nonzero(real)[1]
 
 
 def _features(

@@ -26,7 +26,15 @@ HABITS = np.array(  # [habit, relation]: what is missing to 1 is the popularity 
         [0.0, 0.03, 0.03, 0.03, 0.78, 0.03],
     ]
 )
+_ASKED = {  # relation -> what it asks of two items' shape, colour, pattern and brand
+    1: ("same", "same", "any", "any"),
+    2: ("other", "same", "any", "any"),
+    3: ("same", "other", "any", "any"),
+    4: ("other", "other", "any", "same"),
+    5: ("other", "other", "same", "other"),
+}
 _BLOCK = 2**22  # pairs of items that are looked at together
+_LADDER = 4096  # items up to which all are gone through for every draw; the logs of such shops are known to the bit
 
 
 def relation(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -67,12 +75,25 @@ class Kernel:
     @cached_property
     def mass(self) -> np.ndarray:
         """Popularity on sale in each relation to each item, [2, N + 1, R] float64; the last row, no item, has none."""
+        # Items of equal facets stand in the same relations, so nothing is asked of pairs of items: popularity is added up
+        # by facets, and a relation asks of each facet to be the same, another, or any.
+        shape = self.facets.max(0) + 1
+        cells = np.ravel_multi_index(tuple(self.facets.T), shape)
         mass = np.zeros((2, len(self.weights) + 1, len(RELATIONS)))
-        for rows in blocks(len(self.weights), len(self.weights)):
-            relations = relation(self.facets[rows, None], self.facets)
-            for kind in range(1, len(RELATIONS)):
-                mass[:, rows, kind] = self.on_sale @ (relations == kind).T
+        for when, kind in np.ndindex(2, len(RELATIONS)):
+            sold = np.bincount(cells, self.on_sale[when], shape.prod()).reshape(shape)
+            for facet, asked in enumerate(_ASKED.get(kind, ())):
+                same = np.eye(shape[facet])
+                links = {"same": same, "other": 1 - same, "any": np.ones_like(same)}[asked]
+                sold = np.moveaxis(np.tensordot(links, sold, (1, facet)), 0, facet)
+            if kind in _ASKED:
+                mass[when, :-1, kind] = sold.ravel()[cells]
         return mass
+
+    @cached_property
+    def shelves(self) -> tuple["Shelves", "Shelves"]:
+        """What is on sale before and after the launch, to draw from."""
+        return Shelves(self.facets, self.on_sale[0]), Shelves(self.facets, self.on_sale[1])
 
     def rates(self, last: np.ndarray, launched: np.ndarray, mix: np.ndarray) -> np.ndarray:
         """Return the next item's probability in units of its popularity, by its relation to the last item.
@@ -119,18 +140,74 @@ class Kernel:
             launch: [U] int, position from which cold items are on sale to the user.
 
         Returns:
-            [U, max(lengths)] int32, items from 0, right padded with -1.
+            [sum(lengths)] int32, items from 0, user after user.
         """
-        histories = np.full((len(lengths), lengths.max()), -1, np.int32)
+        begins = np.cumsum(lengths) - lengths
+        taken, last = np.empty(lengths.sum(), np.int32), np.full(len(lengths), -1, np.int32)
+        draw = self._draw_by_ladder if len(self.weights) <= _LADDER else self._draw_from_shelves
         for position in range(lengths.max()):
             users = np.flatnonzero(lengths > position)
-            last = histories[:, position - 1] if position else np.full(len(lengths), -1)
-            for rows in blocks(len(users), len(self.weights)):
-                some = users[rows]
-                ladder = self.probabilities(last[some], position >= launch[some], HABITS[habits[some]]).cumsum(1)
-                height = rng.random((len(some), 1)) * ladder[:, -1:]
-                histories[some, position] = (ladder <= height).sum(1)
-        return histories
+            last[users] = draw(rng, last[users], position >= launch[users], habits[users])
+            taken[begins[users] + position] = last[users]
+        return taken
+
+    def _draw_by_ladder(
+        self, rng: np.random.Generator, last: np.ndarray, launched: np.ndarray, habits: np.ndarray
+    ) -> np.ndarray:
+        """Draw the next items [A] by going through all items: exact to the last bit, A * N steps."""
+        drawn = np.empty(len(last), np.int32)
+        for rows in blocks(len(last), len(self.weights)):
+            ladder = self.probabilities(last[rows], launched[rows], HABITS[habits[rows]]).cumsum(1)
+            height = rng.random((len(ladder), 1)) * ladder[:, -1:]
+            drawn[rows] = (ladder <= height).sum(1)
+        return drawn
+
+    def _draw_from_shelves(
+        self, rng: np.random.Generator, last: np.ndarray, launched: np.ndarray, habits: np.ndarray
+    ) -> np.ndarray:
+        """Draw the next items [A] of the same law in steps whose number does not grow with N: first the relation."""
+        drawn = np.empty(len(last), np.int32)
+        for rows in blocks(len(last), len(RELATIONS)):
+            when = launched[rows].astype(np.int64)
+            possible = np.where(self.mass[when, last[rows]] > 0, HABITS[habits[rows]], 0.0)
+            kinds = (possible.cumsum(1) <= rng.random((len(when), 1))).sum(1) % len(
+                RELATIONS
+            )  # beyond all: the tail, 0
+            for launch, kind in np.ndindex(2, len(RELATIONS)):
+                those = np.flatnonzero((when == launch) & (kinds == kind))
+                drawn[rows.start + those] = self.shelves[launch].draw(rng, kind, last[rows.start + those])
+        return drawn
+
+
+class Shelves:
+    """Items in proportion to their popularity, all of them or those in a relation to an item."""
+
+    def __init__(self, facets: np.ndarray, weights: np.ndarray):
+        """Arrange items of ``facets`` [N, 4] and ``weights`` [N], for every relation those alike together."""
+        self._facets, self._ladders = facets, {}
+        for kind in range(len(RELATIONS)):
+            keys = np.zeros(len(facets), np.int64)
+            for facet in np.flatnonzero([asked == "same" for asked in _ASKED.get(kind, ())]):
+                keys = keys * (facets[:, facet].max() + 1) + facets[:, facet]
+            order = np.argsort(keys, kind="stable").astype(np.int32)
+            ends = np.cumsum(np.bincount(keys))
+            ladder = np.concatenate([[0.0], weights[order].cumsum()])
+            self._ladders[kind] = keys, order, np.append(0, ends), ladder
+
+    def draw(self, rng: np.random.Generator, kind: int, last: np.ndarray) -> np.ndarray:
+        """Draw an item in relation ``kind`` to each item of ``last`` [A], where there is one on sale; 0 is any item."""
+        drawn, open_ = np.empty(len(last), np.int32), np.arange(len(last))
+        keys, order, ends, ladder = self._ladders[kind]
+        while len(open_):
+            shelf = keys[last[open_]] if kind else np.zeros(len(open_), np.int64)
+            low, high = ladder[ends[shelf]], ladder[ends[shelf + 1]]
+            place = np.searchsorted(ladder, low + rng.random(len(open_)) * (high - low), side="right") - 1
+            drawn[open_] = order[place.clip(max=ends[shelf + 1] - 1)]
+            # Some of those that share the facets stand in a closer relation: these are drawn again.
+            if not kind:
+                break
+            open_ = open_[relation(self._facets[last[open_]], self._facets[drawn[open_]]) != kind]
+        return drawn
 
 
 def blocks(rows: int, columns: int) -> list[slice]:
