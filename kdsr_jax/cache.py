@@ -22,3 +22,5 @@ def keep_compiled() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):  # else jax would warn of every program
             os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+            # A run compiles some hundred programs of less than the second below which jax would not keep them.
+            os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
