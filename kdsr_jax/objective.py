@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from kdsr_jax.ops import correlation, losses
-from kdsr_jax.ops.scoring import SCORE_FNS
+from kdsr_jax.ops.scoring import SCORE_FNS, factored
 from kdsr_jax.resident import at_slots
-from kdsr_jax.teacher import pair_correlations
+from kdsr_jax.teacher import correlations_among
 
 
 class Objective:
@@ -155,14 +155,18 @@ class Objective:
         """
         valid = jax.vmap(correlation.distinct_mask)(history) & teacher.has_feature[history]
         row, i, j, mask = self.choose_pairs(valid, key)
-        scores, codes = pair_correlations(teacher, history[row, i], history[row, j], self.score_fn, self.num_splits)
-        vectors = self.student.apply(variables, name, history, method="modality_vectors")
-        logits = self.student.apply(variables, name, vectors[row, i], vectors[row, j], method="code_logits")
+        items, first, second = history.ravel(), row * history.shape[1] + i, row * history.shape[1] + j
+        scores, codes = correlations_among(teacher, items, first, second, self.score_fn, self.num_splits)
+        vectors = self.student.apply(variables, name, items, method="modality_vectors")
+        logits = self.student.apply(variables, name, vectors[first], vectors[second], method="code_logits")
         transformed = self.student.apply(variables, name, vectors, method="transform")
         dissected = losses.dissected_loss(logits, codes, mask)
         if self.distill.sigma == "softmax":
+            transformed = transformed.reshape(*history.shape, -1)
             return self._row_loss(teacher, transformed, history, valid, key), dissected
-        predicted = jax.vmap(SCORE_FNS[self.score_fn])(transformed[row, i], transformed[row, j])
+        of_one, of_pair = factored(self.score_fn)
+        prepared = jax.vmap(of_one)(transformed)
+        predicted = jax.vmap(of_pair)(prepared[first], prepared[second])
         return self._holistic(scores, predicted, mask), dissected
 
     def choose_pairs(self, valid, key):

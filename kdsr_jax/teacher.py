@@ -20,7 +20,7 @@ from kdsr_jax.files import replace_file
 from kdsr_jax.models import autoencoder
 from kdsr_jax.ops import quantize
 from kdsr_jax.ops.correlation import split_scores
-from kdsr_jax.ops.scoring import SCORE_FNS
+from kdsr_jax.ops.scoring import SCORE_FNS, factored
 from kdsr_jax.vq_fit import fit_ema, fit_joint
 
 SCORE_DEGREE = {"cosine": 0, "dot": 2, "euclidean": 1, "manhattan": 1}  # score(cx, cy) = c**degree * score(x, y)
@@ -55,10 +55,27 @@ def pair_correlations(teacher, first, second, score_fn, num_splits):
     Returns:
       (scores [P] float32, codes [P] int32 from 0). Pairs with a missing item or padding hold values to be masked.
     """
-    x, y = teacher.condensed[first], teacher.condensed[second]
-    scores = jax.vmap(SCORE_FNS[score_fn])(x, y)
-    vectors = correlation_vectors(x, y, score_fn, num_splits)
-    return scores, jax.vmap(quantize.nearest_code, (0, None))(vectors, teacher.codebook)
+    places = jnp.arange(len(first))
+    return correlations_among(
+        teacher, jnp.concatenate([first, second]), places, len(first) + places, score_fn, num_splits
+    )
+
+
+def correlations_among(teacher, items, first, second, score_fn, num_splits):
+    """Do as ``pair_correlations`` does for pairs of a few items, whose vectors are looked up and prepared once.
+
+    Args:
+      teacher: Teacher.
+      items: [n] int32 item ids.
+      first, second: [P] int32, the pairs as places in ``items``.
+      score_fn, num_splits: as there.
+    """
+    of_one, of_pair = factored(score_fn)
+    x = teacher.condensed[items]
+    whole, parts = jax.vmap(of_one)(x), jax.vmap(jax.vmap(of_one))(x.reshape(len(items), num_splits, -1))
+    scores = jax.vmap(of_pair)(whole[first], whole[second])
+    vectors = jax.vmap(jax.vmap(of_pair))(parts[first], parts[second])
+    return scores, quantize.nearest_codes(vectors, teacher.codebook)
 
 
 def correlation_vectors(x, y, score_fn, num_splits):

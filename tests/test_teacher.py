@@ -192,6 +192,18 @@ def test_scores_and_codes_of_pairs_equal_numpy(score_fn):
     assert len(set(codes.tolist())) > 2
 
 
+@pytest.mark.parametrize("score_fn", list(SCORES))
+def test_pairs_among_a_few_items_are_like_any_pairs(score_fn):
+    rng = np.random.default_rng(3)
+    codebook = rng.normal(size=(CODES, SPLITS)).astype(np.float32)
+    teacher = Teacher(rng.normal(size=(9, WIDTH)).astype(np.float32), np.ones(9, bool), codebook)
+    items, first, second = np.array([4, 0, 8, 4, 1]), np.array([0, 2, 4, 0]), np.array([1, 4, 3, 3])
+    scores, codes = teaching.correlations_among(teacher, items, first, second, score_fn, SPLITS)
+    expected = pair_correlations(teacher, items[first], items[second], score_fn, SPLITS)
+    np.testing.assert_allclose(scores, expected[0], rtol=1e-6)
+    np.testing.assert_array_equal(codes, expected[1])
+
+
 def test_pairs_of_missing_items_are_finite():
     teacher = Teacher(jnp.zeros((3, WIDTH)), jnp.zeros(3, bool), jnp.ones((CODES, SPLITS)))
     run = jax.jit(pair_correlations, static_argnums=(3, 4))

@@ -3,6 +3,8 @@
 ``cosine`` and ``dot`` grow with likeness, ``euclidean`` and ``manhattan`` are plain distances (no sign flip).
 """
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -102,4 +104,19 @@ def manhattan(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 SCORE_FNS = {"cosine": cosine, "dot": dot, "euclidean": euclidean, "manhattan": manhattan}
+_FACTORED = {"cosine": (unit, dot)}
 DISTANCES = ("euclidean", "manhattan")  # those that are smallest for the most alike
+
+
+def factored(name: str) -> tuple[Callable, Callable]:
+    """Split a score into what is done to each vector alone and what is done to a pair of the results.
+
+    Vectors that many pairs share are so prepared once: score(x, y) == of_pair(of_one(x), of_one(y)), to the bit.
+
+    Args:
+      name: of SCORE_FNS.
+
+    Returns:
+      (of_one, of_pair): functions of one vector [d] to a vector [d], and of two of these to a scalar.
+    """
+    return _FACTORED.get(name, (lambda vector: vector, SCORE_FNS[name]))

@@ -36,6 +36,13 @@ def test_hand_worked_values(name, expected):
     np.testing.assert_allclose(score, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_done_to_a_vector_alone_can_be_done_first(name):
+    of_one, of_pair = scoring.factored(name)
+    for x, y in (pair(3), np.zeros((2, 6), np.float32)):
+        np.testing.assert_array_equal(of_pair(of_one(x), of_one(y)), scoring.SCORE_FNS[name](x, y))
+
+
 def test_cosine_gradient_by_hand():
     # d cos / dx = (y/|y| - cos x/|x|) / |x| = ((.8, .6) - .96 (.6, .8)) / 5 = (.224, -.168) / 5.
     gradient = jax.grad(scoring.cosine)(jnp.array([3.0, 4.0]), jnp.array([4.0, 3.0]))
