@@ -12,7 +12,7 @@ import time
 
 from report_parts import find_browser
 
-SECONDS = 120  # for anything; the machine may be busy
+SECONDS = 60  # for anything; the machine may be busy
 _QUIET = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--disable-quic", "--force-color-profile=srgb"),
@@ -65,12 +65,11 @@ class Page:
         return answer["result"].get("value")
 
     def wait(self, condition):
-        """Wait until an expression is true, and return its value."""
+        """Wait until an expression is true."""
         until = time.monotonic() + SECONDS
-        while not (value := self.run(condition)):
+        while not self.run(f"Promise.resolve({condition}).then(Boolean)"):
             assert time.monotonic() < until, f"never came true: {condition}"
             time.sleep(0.05)
-        return value
 
     def type(self, selector, text):
         """Write a text into a field."""

@@ -31,7 +31,6 @@ const text = (item) => make('bdi', {}, item.title);
 const named = (item) => make('button', {class: 'name', type: 'button', title: item.id, click: () => choose(item.id)}, text(item));
 const signed = (value) => (value < 0 ? '−' : '+') + Math.abs(value).toFixed(2);
 const percent = (value) => `${(100 * value).toFixed(2)}%`;
-const capital = (word) => word.charAt(0).toUpperCase() + word.slice(1);
 
 // The server
 
@@ -135,11 +134,13 @@ function showHistory(read) {
   if (left() > read && read) note.push(`; the model reads the newest ${read}`);
   $('told').replaceChildren(...note);
   let unread = left() - read;
+  const focused = [...$('strip').querySelectorAll('.toggle')].indexOf(document.activeElement);
   $('strip').replaceChildren(...view.history.map((item, place) => {
     const out = state.without.includes(place), old = !out && unread-- > 0;
     const button = make('button', {class: 'toggle', type: 'button', click: () => toggle(place)}, out ? 'put back' : 'leave out');
     return make('li', {class: out ? 'out' : old ? 'unread' : null}, picture(item), named(item), button);
   }));
+  if (focused >= 0) $('strip').querySelectorAll('.toggle')[focused]?.focus();
   if (!state.without.length) $('strip').scrollLeft = $('strip').scrollWidth;
   const taken = make('ul', {}, ...view.after.map((item) => make('li', {}, picture(item), named(item))));
   $('after').replaceChildren(...(view.after.length ? [make('span', {class: 'note'}, 'Taken afterwards, in the test part: '), taken] : []));
@@ -208,7 +209,7 @@ function reasonsFor(item, why) {
   const where = why.places[0] === null ? 'it stands in the history' : `of ${total} items, place ${places}`;
   const parts = [make('p', {class: 'note'}, make('bdi', {}, item.id), `: ${where}`)];
   for (const [modality, links] of Object.entries(why.modalities)) {
-    parts.push(make('h3', {}, `${capital(modality)}: the history's items most alike`));
+    parts.push(make('h3', {}, `Nearest in the history: ${modality}`));
     parts.push(...(links.length ? rows(links, linked(links)) : [make('p', {class: 'note'}, `Not known: one side has no ${modality} features.`)]));
   }
   if (Object.values(why.modalities).some((links) => links.length)) parts.push(make('p', {class: 'note'}, legend(why)));
