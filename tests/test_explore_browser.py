@@ -111,7 +111,7 @@ def test_a_chosen_recommendation_is_explained_and_can_be_added(shop, page):
         ):
             assert f"{score:+.2f}code {code}".replace("-", "−") in text
     assert page.run("document.querySelectorAll('.chosen').length") >= 1
-    page.click("#details .head button")
+    page.click("#add")
     page.wait(f"document.querySelectorAll('#strip li').length === 3 && {RULED}")
     assert page.run(STRIP) == [*history, first] and page.run(LIST) == expected(shop, [*history, first])
 

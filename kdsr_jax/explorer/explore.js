@@ -60,6 +60,7 @@ async function newest(kind, work, show) {
 function complain(message) {
   $('error').textContent = message;
   $('error').hidden = !message;
+  if (message) $('lists').classList.remove('waiting');
 }
 
 // The history
@@ -103,6 +104,7 @@ function clear() {
 
 async function choose(id) {
   state.item = id;
+  complain('');
   markChosen();
   if ((await explain()) && matchMedia('(max-width: 68rem)').matches) $('details').scrollIntoView({behavior: 'smooth'});
 }
@@ -195,19 +197,23 @@ function explain() {
   const {history: items, without, item} = state;
   const reasons = left() > 0 ? ask('explain', {history: items, without, item}, true) : null;
   return newest('details', () => Promise.all([ask('similar', {item}), reasons]), ([alike, why]) => {
-    const add_ = make('button', {type: 'button', click: () => add(alike.item)}, 'Add to the history');
-    const parts = [make('div', {class: 'head'}, picture(alike.item), make('h2', {}, text(alike.item)), add_)];
-    if (why) parts.push(...reasonsFor(alike.item, why));
+    const button = make('button', {id: 'add', type: 'button', click: () => add(alike.item)}, 'Add to the history');
+    const where = make('p', {class: 'note'}, make('bdi', {}, alike.item.id), why ? `: ${placed(why.places)}` : null);
+    const parts = [make('div', {class: 'head'}, picture(alike.item), make('h2', {}, text(alike.item)))];
+    parts.push(make('div', {class: 'line'}, where, button));
+    if (why) parts.push(...reasonsFor(why));
     parts.push(...Object.entries(alike.modalities).flatMap(similar));
     $('details').replaceChildren(...parts);
   });
 }
 
-function reasonsFor(item, why) {
-  const runs = view.about.runs, total = view.about.items.toLocaleString('en');
-  const places = runs.map((run, index) => `${why.places[index]} in ${run.name}`).join(', ');
-  const where = why.places[0] === null ? 'it stands in the history' : `of ${total} items, place ${places}`;
-  const parts = [make('p', {class: 'note'}, make('bdi', {}, item.id), `: ${where}`)];
+function placed(places) {
+  if (places[0] === null) return 'stands in the history';
+  return `place ${view.about.runs.map((run, index) => `${places[index]} in ${run.name}`).join(', ')}`;
+}
+
+function reasonsFor(why) {
+  const parts = [];
   for (const [modality, links] of Object.entries(why.modalities)) {
     parts.push(make('h3', {}, `Nearest in the history: ${modality}`));
     parts.push(...(links.length ? rows(links, linked(links)) : [make('p', {class: 'note'}, `Not known: one side has no ${modality} features.`)]));

@@ -11,6 +11,7 @@ import inspect
 import json
 import pathlib
 import re
+import sys
 import threading
 import traceback
 import urllib.parse
@@ -66,6 +67,11 @@ class Server(http.server.ThreadingHTTPServer):
             used = getattr(error, "errno", None) == errno.EADDRINUSE
             reason = "is in use" if used else f"cannot be had ({getattr(error, 'strerror', error)})"
             raise UserError(f"--port={port}: {reason}; give another one, or --port=0 for any that is free") from error
+
+    def handle_error(self, request, client_address):
+        """Say nothing of a browser that went away before its answer was sent."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
     @property
     def address(self) -> str:
