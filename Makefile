@@ -8,18 +8,29 @@ STAMP := $(VENV)/.complete
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench lint
+.PHONY: help run explore test check bench lint
 
 help:
-	@echo "make run    train KDSR on the embedded planted shop into runs/planted, and print its metrics"
-	@echo "make test   lint, then all tests but the slow ones"
-	@echo "make check  the slow tests"
-	@echo "make bench  measure speed and memory into benchmarks/latest.json and docs/performance.md; BENCH_DATA=PATH: Beauty as well"
-	@echo "make lint   check style and formatting"
-	@echo "PYTHON=...  the Python 3.11 or newer that .venv is made with (now $(PYTHON))"
+	@echo "make run      train KDSR on the embedded planted shop into runs/planted, and print its metrics"
+	@echo "make explore  look at that run in the browser, beside one on item ids alone"
+	@echo "make test     lint, then all tests but the slow ones"
+	@echo "make check    the slow tests"
+	@echo "make bench    measure speed and memory into benchmarks/latest.json and docs/performance.md; BENCH_DATA=PATH: Beauty as well"
+	@echo "make lint     check style and formatting"
+	@echo "PYTHON=...    the Python 3.11 or newer that .venv is made with (now $(PYTHON))"
 
 run: $(STAMP)
 	$(BIN)/python -m kdsr_jax.main --config=configs/planted.py --workdir=runs/planted
+
+explore: $(STAMP) runs/planted/result.json runs/planted-ids/result.json
+	$(BIN)/python -m kdsr_jax.explore --workdir=runs/planted --compare=runs/planted-ids
+
+# Finished runs are not trained again.
+runs/planted/result.json: | $(STAMP)
+	$(BIN)/python -m kdsr_jax.main --config=configs/planted.py --workdir=$(@D)
+
+runs/planted-ids/result.json: | $(STAMP)
+	$(BIN)/python -m kdsr_jax.main --config=configs/planted.py:sasrec --workdir=$(@D)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdsr_jax.data.interactions import statistics, train_lengths
-from kdsr_jax.ops.scoring import DISTANCES
+from kdsr_jax.explain import most_alike
 from kdsr_jax.report.bins import histogram
 from kdsr_jax.report.pictures import item_picture
-from kdsr_jax.teacher import pair_correlations
 
 NUM_USERS, TOP_K = 12, 10
 SHOWN_HISTORY = 12  # newest items of a history that are shown, of those that the model reads
@@ -59,7 +58,8 @@ def make_examples(run, state):
     top = np.argsort(-scores, axis=1, kind="stable")[:, :TOP_K]
     own = np.take_along_axis(scores, targets[:, None] - 1, 1)
     ranks = (scores >= own).sum(1)
-    reasons = {name: _most_alike(run, teacher, histories, top + 1) for name, teacher in run.teachers.items()}
+    given = run.config.teacher, histories, top + 1, run.placement.replicated
+    reasons = {name: most_alike(teacher, *given) for name, teacher in run.teachers.items()}
     data, examples = run.dataset.interactions, []
     for row, user in enumerate(users):
         read = histories[row][histories[row] > 0]
@@ -120,38 +120,6 @@ def _without_seen(run, scores, users, targets):
         seen = data.items[begin : begin + train_lengths(data.lengths)[user]]
         scores[row, seen[seen != targets[row]] - 1] = -np.inf
     return scores
-
-
-def _most_alike(run, teacher, histories, top):
-    """Find, per recommendation, what a modality's teacher says of the history's item most alike.
-
-    Args:
-      run: Run.
-      teacher: Teacher.
-      histories: [n, L] int32, 0 at padding.
-      top: [n, k] int, recommended items.
-
-    Returns:
-      [n][k] dicts "item", "score", "code"; None where either side has no such feature or the item is the same.
-    """
-    settings = run.config.teacher
-    shape = (*top.shape, histories.shape[1])
-    first = np.broadcast_to(top[:, :, None], shape).astype(np.int32)
-    second = np.broadcast_to(histories[:, None, :], shape)
-    correlations = jax.jit(pair_correlations, static_argnums=(3, 4), out_shardings=run.placement.replicated)
-    pairs = first.ravel(), second.ravel(), settings.score_fn, settings.num_splits
-    scores, codes = (np.asarray(values).reshape(shape) for values in correlations(teacher, *pairs))
-    covered = np.asarray(teacher.has_feature)
-    usable = covered[first] & covered[second] & (first != second)
-    likeness = np.where(usable, -scores if settings.score_fn in DISTANCES else scores, -np.inf)
-    best = likeness.argmax(-1)
-
-    def reason(row, place):
-        at = row, place, best[row, place]
-        found = {"item": int(second[at]), "score": float(scores[at]), "code": int(codes[at])}
-        return found if usable[at] else None
-
-    return [[reason(row, place) for place in range(shape[1])] for row in range(shape[0])]
 
 
 def _describe_items(run, examples):

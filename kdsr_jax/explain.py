@@ -1,12 +1,12 @@
 """Why an item may be recommended after a history: what teacher and student say about its pairs with the history's items."""
 
+import functools
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from kdsr_jax.ops.scoring import SCORE_FNS
+from kdsr_jax.ops.scoring import DISTANCES, SCORE_FNS
 from kdsr_jax.teacher import pair_correlations
 
 
@@ -64,6 +64,47 @@ def explain(recommender, read, number):
     return Explanation(float(own), int((scores >= own).sum()), [link for _, link in links], _shares(recommender, read))
 
 
+def most_alike(teacher, settings, histories, items, sharding=None):
+    """Find, for items after histories, what a modality's teacher says of the history's item most alike.
+
+    Args:
+      teacher: Teacher.
+      settings: the config's teacher group.
+      histories: [n, L] int32, 0 at padding.
+      items: [n, k] int, of each history.
+      sharding: of the values that the host looks at; needed where several processes hold parts of the teacher.
+
+    Returns:
+      [n][k] dicts "item" (number), "score" and "code" (None where the teacher has no codebook); None where either side has
+      no such feature or the item is the same.
+    """
+    shape = (*items.shape, histories.shape[1])
+    first = np.broadcast_to(items[:, :, None], shape).astype(np.int32)
+    second = np.broadcast_to(histories[:, None, :], shape)
+    state = _state if sharding is None else jax.jit(_state, static_argnums=(3, 4), out_shardings=sharding)
+    scores, codes = state(teacher, first.ravel(), second.ravel(), settings.score_fn, settings.num_splits)
+    scores, codes = (None if values is None else np.asarray(values).reshape(shape) for values in (scores, codes))
+    covered = np.asarray(teacher.has_feature)
+    usable = covered[first] & covered[second] & (first != second)
+    likeness = np.where(usable, -scores if settings.score_fn in DISTANCES else scores, -np.inf)
+    best = likeness.argmax(-1)
+
+    def reason(row, place):
+        at = row, place, best[row, place]
+        code = None if codes is None else int(codes[at])
+        return {"item": int(second[at]), "score": float(scores[at]), "code": code} if usable[at] else None
+
+    return [[reason(row, place) for place in range(shape[1])] for row in range(shape[0])]
+
+
+@functools.partial(jax.jit, static_argnames=("score_fn", "num_splits"))
+def _state(teacher, first, second, score_fn, num_splits):
+    """Return the teacher's (scores [P], codes [P]) of pairs of items [P]; None for the codes without a codebook."""
+    if len(teacher.codebook):
+        return pair_correlations(teacher, first, second, score_fn, num_splits)
+    return jax.vmap(SCORE_FNS[score_fn])(teacher.condensed[first], teacher.condensed[second]), None
+
+
 def _links(recommender, name, read, number):
     """Return [(place in the history, Link), ...] of a modality."""
     teacher, settings = recommender.teachers[name], recommender.config.teacher
@@ -71,35 +112,47 @@ def _links(recommender, name, read, number):
     if not covered[number]:
         return []
     places = np.flatnonzero(covered[read])
-    first, second = read[places], np.full(len(places), number, np.int32)
-    score_fn = SCORE_FNS[settings.score_fn]
+    first, second = _padded(recommender, read), np.int32(number)[None]
+    second = np.repeat(second, len(first))
+    scores, codes = _state(teacher, first, second, settings.score_fn, settings.num_splits)
+    predicted = None, None
     if recommender.config.distill.enabled:
-        scores, codes = pair_correlations(teacher, first, second, settings.score_fn, settings.num_splits)
-        predicted = _predict(recommender.student, recommender.variables, score_fn, name, first, second)
+        predicted = _predict(recommender.student, recommender.variables, settings.score_fn, name, first, second)
     else:
-        scores = jax.vmap(score_fn)(teacher.condensed[first], teacher.condensed[second])
-        codes, predicted = (None,) * len(places), ((None,) * len(places),) * 2
+        codes = None
     kinds = zip((float, int, float, int), (scores, codes, *predicted), strict=True)
-    columns = [[None if value is None else kind(value) for value in values] for kind, values in kinds]
-    ids = [str(recommender.item_ids[i]) for i in first]
+    columns = [
+        [None] * len(places) if values is None else [kind(value) for value in np.asarray(values)[places]]
+        for kind, values in kinds
+    ]
+    ids = [str(recommender.item_ids[i]) for i in read[places]]
     return [(int(p), Link(raw, name, *rest)) for p, raw, *rest in zip(places, ids, *columns, strict=True)]
 
 
+def _padded(recommender, read):
+    """Return [max_length] int32: item numbers with 0 behind them, so that one compiled program does for all histories."""
+    return np.pad(read, (0, recommender.config.data.max_length - len(read))).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("student", "score_fn", "name"))
 def _predict(student, variables, score_fn, name, first, second):
     """Return what the student says of pairs of items [P]: (scores [P], codes [P])."""
     vectors = [student.apply(variables, name, ids, method="modality_vectors") for ids in (first, second)]
     logits = student.apply(variables, name, *vectors, method="code_logits")
     transformed = [student.apply(variables, name, rows, method="transform") for rows in vectors]
-    return jax.vmap(score_fn)(*transformed), logits.argmax(-1)
+    return jax.vmap(SCORE_FNS[score_fn])(*transformed), logits.argmax(-1)
 
 
 def _shares(recommender, read):
     """Return each item's weights in the gate; [] where the model has none."""
-    student = recommender.student
-    capture = {"method": "inputs", "mutable": ["intermediates"]}
-    _, found = student.apply(recommender.variables, jnp.asarray(read)[None], **capture)
-    weights = found.get("intermediates", {}).get("fuse", {}).get("weights")
+    weights = _gate(recommender.student, recommender.variables, _padded(recommender, read)[None])
     if weights is None:
         return []
-    names = ("item", *student.modalities)
-    return [dict(zip(names, map(float, row), strict=True)) for row in np.asarray(weights[0])[0]]
+    names = ("item", *recommender.student.modalities)
+    return [dict(zip(names, map(float, row), strict=True)) for row in np.asarray(weights[0])[0, : len(read)]]
+
+
+@functools.partial(jax.jit, static_argnames="student")
+def _gate(student, variables, histories):
+    _, found = student.apply(variables, histories, method="inputs", mutable=["intermediates"])
+    return found.get("intermediates", {}).get("fuse", {}).get("weights")

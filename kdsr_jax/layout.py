@@ -1,7 +1,7 @@
 """From a config to the Student that it describes; nothing is allocated."""
 
 from kdsr_jax.config import needs_clusters
-from kdsr_jax.models.student import Student
+from kdsr_jax.models.student import FrozenDict, Student
 
 # Fields of the model group that some backbones alone read.
 OPTIONS = {"mmsr": ("official_quirks",), "mmsr_nodes": ("official_quirks",), "mmsrec": ("score_temperature",)}
@@ -35,7 +35,7 @@ def make_student(config, num_items):
         num_items=num_items,
         modalities=modalities,
         backbone=model.name,
-        options={name: model[name] for name in OPTIONS.get(model.name, ())},
+        options=FrozenDict({name: model[name] for name in OPTIONS.get(model.name, ())}),  # hashable, for jit
         tuned=model.tables == "tuned",
         table_width=table_width(config),
         max_length=config.data.max_length,

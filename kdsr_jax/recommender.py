@@ -110,10 +110,16 @@ class Recommender:
             )
         return dataset
 
+    def number(self, item: Any) -> int:
+        """Return the number, from 1, of a raw id; UserError where there is none."""
+        if str(item) not in self._index:
+            raise UserError(f"there is no item {str(item)!r}")
+        return self._index[str(item)]
+
     def title(self, item: Any) -> str:
         """Return an item's title in one line; "" where it has none."""
         items = self.dataset.items
-        title = items[self._number(item)].get("title") if items else None
+        title = items[self.number(item)].get("title") if items else None
         return " ".join(title.split()) if isinstance(title, str) else ""
 
     def recommend(self, history: Iterable, k: int = 10, **options: Any) -> list[Recommendation]:
@@ -220,7 +226,7 @@ class Recommender:
         """
         if k < 1:
             raise UserError(f"k={k}: must be at least 1")
-        number, names = self._number(item), list(self.teachers) if modality is None else [modality]
+        number, names = self.number(item), list(self.teachers) if modality is None else [modality]
         if unknown := [name for name in names if name not in self.teachers]:
             raise UserError(f"modality={unknown[0]!r}: must be one of {', '.join(self.teachers) or 'none at all'}")
         names = [name for name in names if self.teachers[name].has_feature[number]]
@@ -252,7 +258,7 @@ class Recommender:
           UserError: an unknown item, or a history that ``recommend_all`` refuses.
         """
         (full,) = self.numbers([history], unknown)
-        return explain(self, full[-self.config.data.max_length :], self._number(item))
+        return explain(self, full[-self.config.data.max_length :], self.number(item))
 
     @functools.cached_property
     def teachers(self) -> dict[str, Any]:
@@ -308,11 +314,6 @@ class Recommender:
             return None
         known = wanted if callable(wanted) else {str(raw) for raw in wanted}.__contains__
         return np.array([bool(known(str(raw))) for raw in self.item_ids[1:]])
-
-    def _number(self, item):
-        if str(item) not in self._index:
-            raise UserError(f"there is no item {str(item)!r}")
-        return self._index[str(item)]
 
 
 @functools.partial(jax.jit, static_argnames=("score_fn", "signed"))

@@ -20,6 +20,35 @@ SECTIONS = (
     "examples",
 )
 PICTURE = "data:image/svg+xml;base64," + base64.b64encode(b'<svg xmlns="http://www.w3.org/2000/svg"/>').decode()
+# Texts that would run, load or break something where they were taken for more than text.
+HOSTILE = (
+    "<script>window.hacked=1;fetch('/stolen')</script>",
+    '"><script src=/stolen></script>',
+    '"><img src=/stolen onerror=window.hacked=1>',
+    "'><svg onload=window.hacked=1>",
+    "</title><script>window.hacked=1</script>",
+    "</style><style>@import '/stolen'</style>",
+    "</svg><image href=/stolen onerror=hacked=1>",
+    "]]></desc><script>top.hacked=1</script>",
+    "--><iframe src=/stolen></iframe><!--",
+    "<link rel=stylesheet href=/stolen>",
+    "<meta http-equiv=refresh content='0;url=/stolen'>",
+    "<base href=/stolen><form action=/stolen>",
+    "<plaintext>",
+    "<textarea><math><mtext></form><xmp>",
+    "' autofocus onfocus='hacked=1' x='",
+    '" onmouseover="hacked=1" style="background:url(/stolen)',
+    "javascript:window.hacked=1",
+    "data:text/html,<script>hacked=1</script>",
+    "{{ 7 * 7 }}{% include 'x' %}{# gone #}",
+    "${window.hacked=1}`",
+    "&lt;b&gt; &#60;i&#62; &amp;",
+    "[Director's Cut] [/]",
+    "\u202etxet desrever \u2066",
+    "zero\x00byte \x1b[31m \ud800 \uffff",
+    "\u043f\u0440\u0438\u0432\u0435\u0442 \u4f60\u597d \U0001f600",
+    "w" * 80,
+)
 METRICS = {"hr@5": 8.0, "hr@20": 21.5, "mrr@5": 4.0, "mrr@20": 6.25, "coverage@20": 61.0}
 
 

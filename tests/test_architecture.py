@@ -49,6 +49,8 @@ MAY_IMPORT = {
     "main": {"cli", "config", "data", "encode", "errors", "train"},
     "encoders": {"encoders", "data", "errors", "files"},
     "axes": {"cli", "config", "errors"},
+    "explore": {"compare", "errors", "explorer", "recommender", "report"},
+    "explorer": {"config", "data", "errors", "explain", "ops", "report"},
 }
 # What these parts may import from outside of the standard library.
 MAY_USE = {
@@ -65,6 +67,8 @@ MAY_USE = {
     "config": {"ml_collections"},
     "cli": {"absl"},
     "axes": set(),
+    "explore": set(),
+    "explorer": {"numpy"},
     "main": set(),
 }
 
@@ -191,6 +195,11 @@ def test_mistakes_of_a_search_are_answered_before_jax_is_imported():
     words = ["--config=configs/planted.py", "--workdir=x", "--try=model.num_heads=3"]
     run = f"from kdsr_jax.tune import main\nassert main({words}) == 2"
     assert not loaded_after(run) & {"jax", "jaxlib", "flax", "optax", "orbax", "numpy", "pyarrow"}
+
+
+def test_mistakes_of_the_explorer_are_answered_before_jax_is_imported():
+    run = "from kdsr_jax.explore import main\nassert main(['--workdir=/nowhere']) == 2"
+    assert not loaded_after(run) & {"jax", "jaxlib", "flax", "optax", "orbax"}
 
 
 def test_data_and_report_know_no_jax():

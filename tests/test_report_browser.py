@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from report_parts import SECTIONS, find_browser, look, make_lines, make_workdir
+from report_parts import HOSTILE, SECTIONS, find_browser, look, make_lines, make_workdir
 
 from kdsr_jax import cli
 from kdsr_jax.report.collect import collect
@@ -14,34 +14,6 @@ from kdsr_jax.report.text import clean
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="needs a Chromium in the path")
 
 WIDTHS = (360, 1200)
-HOSTILE = (
-    "<script>window.hacked=1;fetch('/stolen')</script>",
-    '"><script src=/stolen></script>',
-    '"><img src=/stolen onerror=window.hacked=1>',
-    "'><svg onload=window.hacked=1>",
-    "</title><script>window.hacked=1</script>",
-    "</style><style>@import '/stolen'</style>",
-    "</svg><image href=/stolen onerror=hacked=1>",
-    "]]></desc><script>top.hacked=1</script>",
-    "--><iframe src=/stolen></iframe><!--",
-    "<link rel=stylesheet href=/stolen>",
-    "<meta http-equiv=refresh content='0;url=/stolen'>",
-    "<base href=/stolen><form action=/stolen>",
-    "<plaintext>",
-    "<textarea><math><mtext></form><xmp>",
-    "' autofocus onfocus='hacked=1' x='",
-    '" onmouseover="hacked=1" style="background:url(/stolen)',
-    "javascript:window.hacked=1",
-    "data:text/html,<script>hacked=1</script>",
-    "{{ 7 * 7 }}{% include 'x' %}{# gone #}",
-    "${window.hacked=1}`",
-    "&lt;b&gt; &#60;i&#62; &amp;",
-    "[Director's Cut] [/]",
-    "\u202etxet desrever \u2066",
-    "zero\x00byte \x1b[31m \ud800 \uffff",
-    "\u043f\u0440\u0438\u0432\u0435\u0442 \u4f60\u597d \U0001f600",
-    "w" * 80,
-)
 # Where what a page says of itself stands, and so may not be replaced.
 KEPT = {"phase", "protocol", "picture"}
 

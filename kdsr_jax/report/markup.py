@@ -13,6 +13,7 @@ from kdsr_jax.report import charts
 from kdsr_jax.report.text import clean
 
 _HERE = pathlib.Path(__file__).parent
+STYLE = charts.CSS + (_HERE / "report.css").read_text(encoding="utf-8")  # of all pages
 
 
 def render_page(template: str, **values: Any) -> str:
@@ -22,10 +23,9 @@ def render_page(template: str, **values: Any) -> str:
         template: name of a template of this folder that extends base.html.j2.
         values: what it reads.
     """
-    style = charts.CSS + (_HERE / "report.css").read_text(encoding="utf-8")
-    hashed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    hashed = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{hashed}'; img-src data:; base-uri 'none'; form-action 'none'"
-    return _environment().get_template(template).render(style=style, policy=policy, **values)
+    return _environment().get_template(template).render(style=STYLE, policy=policy, **values)
 
 
 @functools.cache

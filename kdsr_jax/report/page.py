@@ -41,7 +41,7 @@ def render(data: dict) -> str:
         "report.html.j2",
         data=data,
         status=_status(data),
-        model=_model(data["fields"]),
+        model=describe_model(data["fields"]),
         table=_final_table(result, selection),
         paper_epochs=(result or {}).get("paper_epochs"),
         chosen=chosen,
@@ -70,7 +70,12 @@ def _status(data):
     return f"unfinished: phase {newest['phase']}, {newest['epoch']} epochs done"
 
 
-def _model(fields):
+def describe_model(fields: dict) -> str:
+    """Say in a few words what model a config describes.
+
+    Args:
+        fields: the config's, by dotted name.
+    """
     tables = fields.get("model.tables", "none")
     parts = [str(fields.get("model.name", "model"))]
     clustered = needs_clusters(fields.get("model.name"), fields.get("model.cluster_weight", 0))

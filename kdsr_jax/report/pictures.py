@@ -1,8 +1,10 @@
-"""Pictures of items for a page: small local files, or the planted shop's own drawings, as data URIs."""
+"""Pictures of items for a page: small local files, or the planted shop's own drawings."""
 
 import base64
 import pathlib
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 from kdsr_jax.data.sources.folder import place
 from kdsr_jax.data.sources.planted import icon
@@ -12,8 +14,20 @@ _KINDS = {b"\xff\xd8\xff": "jpeg", b"\x89PNG\r\n\x1a\n": "png"}
 _URI = re.compile(r"data:image/(?:jpeg|png|svg\+xml);base64,[A-Za-z0-9+/]+={0,2}")
 
 
-def item_picture(item_id: str, item: dict, dataset, root: str) -> str | None:
-    """Return an item's picture as a data URI, or None where there is none.
+class Picture(NamedTuple):
+    """A picture that was found.
+
+    Attributes:
+        kind: "jpeg", "png" or "svg+xml".
+        read: returns its content, b"" where it cannot be read any more.
+    """
+
+    kind: str
+    read: Callable[[], bytes]
+
+
+def find_picture(item_id: str, item: dict, dataset, root: str, most_bytes: int = MOST_BYTES) -> Picture | None:
+    """Find an item's picture; None where there is none.
 
     The planted shop draws it; a folder data set may have ``<root>/<name>/images/<item_id>.jpg`` or ``.png``. What is not
     a small JPEG or PNG file by its first bytes counts as no picture.
@@ -23,18 +37,27 @@ def item_picture(item_id: str, item: dict, dataset, root: str) -> str | None:
         item: metadata, maybe empty.
         dataset: Dataset that the item belongs to.
         root: the config's ``data.root``.
+        most_bytes: size of a file, above which it is left out.
     """
     if dataset.oracle is not None:
-        return _uri("svg+xml", icon(item).encode()) if item else None
+        return Picture("svg+xml", lambda: icon(item).encode()) if item else None
     folder = place(root, dataset.name) / "images"
     if not root or item_id in (".", "..") or pathlib.PurePath(item_id).name != item_id:
         return None  # an id is no path
     for ending in (".jpg", ".png"):
-        content = _read_small(folder / (item_id + ending))
-        kind = next((kind for start, kind in _KINDS.items() if content.startswith(start)), None)
+        file = folder / (item_id + ending)
+        first = _read_small(file, most_bytes, max(map(len, _KINDS)))
+        kind = next((kind for start, kind in _KINDS.items() if first.startswith(start)), None)
         if kind:
-            return _uri(kind, content)
+            return Picture(kind, lambda: _read_small(file, most_bytes, most_bytes))  # noqa: B023 - returned at once
     return None
+
+
+def item_picture(item_id: str, item: dict, dataset, root: str) -> str | None:
+    """Return an item's picture as a data URI, or None where there is none; arguments as in ``find_picture``."""
+    found = find_picture(item_id, item, dataset, root)
+    content = found.read() if found else b""
+    return f"data:image/{found.kind};base64,{base64.b64encode(content).decode()}" if content else None
 
 
 def is_picture(uri: object) -> bool:
@@ -42,14 +65,12 @@ def is_picture(uri: object) -> bool:
     return isinstance(uri, str) and _URI.fullmatch(uri) is not None
 
 
-def _read_small(file):
+def _read_small(file, most_bytes, count):
+    """Return the first ``count`` bytes of a file; b"" where there is none or it is too large."""
     try:
-        if not file.is_file() or file.stat().st_size > MOST_BYTES:
+        if not file.is_file() or file.stat().st_size > most_bytes:
             return b""
-        return file.read_bytes()
+        with file.open("rb") as stream:
+            return stream.read(count)
     except (OSError, ValueError):  # a name that is too long or holds a zero byte
         return b""
-
-
-def _uri(kind, content):
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
