@@ -7,6 +7,9 @@ STAMP := $(VENV)/.complete
 # Compiled programs are kept between runs, in a folder that git ignores.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
+# Two files of tests at a time; more need more memory than many machines have.
+PARALLEL := -n 2 --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help run explore test check bench lint
 
@@ -37,10 +40,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 check: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 bench: $(STAMP)
 	$(BIN)/python -m experiments.bench

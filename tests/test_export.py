@@ -55,6 +55,7 @@ def test_the_manifest_tells_every_file(exported):
     assert np.load(folder / "item_vectors.npy").shape == (36, 8) and manifest["max_length"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["gru4rec", "mmsrec", "trans2d", "mmsr_nodes"])
 def test_other_models_too(backbone, tiny, tmp_path):
     words = ["model.num_heads=2"] if backbone in ("mmsrec", "trans2d") else []

@@ -147,6 +147,7 @@ def test_a_stopped_search_ends_as_if_it_had_not_been_stopped(whole, line, tuned,
     assert not list((workdir / "trials").iterdir())
 
 
+@pytest.mark.slow
 def test_trials_below_the_median_are_stopped_and_diverged_ones_do_not_end_the_search(
     line, tuned, tmp_path, monkeypatch
 ):
