@@ -16,7 +16,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
-if "PYTEST_XDIST_WORKER" in os.environ:  # jax does not write programs by rename, so none must be read while another writes
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # jax does not write programs by rename, so none must be read while another writes
     os.environ["JAX_COMPILATION_CACHE_DIR"] += "/" + os.environ["PYTEST_XDIST_WORKER"]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
