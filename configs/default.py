@@ -106,6 +106,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
     # items drawn for each step's softmax, which is then biased and noisy, for catalogues whose scores cost too much;
     # 0 = the softmax over all items
     train.sampled_items = 0
+    # update the rows of a step's items alone, so that its cost does not grow with the catalogue ("lazy" Adam: the momentum of
+    # other rows waits); needs train.sampled_items
+    train.sparse_tables = False
     train.prefixes = False  # every target has a pass of its own, as it has in any case in models trained on prefixes
     train.learning_rate = 1e-3  # of Adam, epsilon (Section 3.3; searched in 1e-4 .. 1e-1 in Section 4)
     train.weight_decay = 0.0  # coupled L2 regularisation (searched in {0, 1e-5} in Section 4)

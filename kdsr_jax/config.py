@@ -99,7 +99,7 @@ def validate(config: Any) -> None:
         complaint = check(fields[name])
         if complaint:
             raise _error(fields, name, complaint)
-    for rule in (_check_data, _check_tables, _check_backbone, _check_widths, _check_processes):
+    for rule in (_check_data, _check_tables, _check_backbone, _check_widths, _check_sparse, _check_processes):
         rule(fields)
 
 
@@ -278,6 +278,19 @@ def _check_widths(fields: Mapping[str, Any]) -> None:
     if condensed and width % fields["teacher.num_splits"]:
         source = "teacher.condensed_dim" if fields["teacher.condensed_dim"] else "model.dim"
         raise _error(fields, "teacher.num_splits", f"must divide the condensed width, --config.{source}={width}")
+
+
+def _check_sparse(fields: Mapping[str, Any]) -> None:
+    if not fields["train.sparse_tables"]:
+        return
+    if not fields["train.sampled_items"]:
+        advice = "needs --config.train.sampled_items=K; a softmax over all items touches every row"
+        raise _error(fields, "train.sparse_tables", advice)
+    if fields["mesh.model"] > 1:
+        advice = (
+            f"needs whole tables on every device, not --config.mesh.model={fields['mesh.model']}; spread batches alone"
+        )
+        raise _error(fields, "train.sparse_tables", advice)
 
 
 def _check_processes(fields: Mapping[str, Any]) -> None:

@@ -106,6 +106,7 @@ _BEHIND: dict[str, Check] = {
     "train.epochs": whole(1, 100_000),
     "train.batch_size": whole(1, 1_000_000),
     "train.sampled_items": whole(0, 10_000_000),
+    "train.sparse_tables": switch,
     "train.prefixes": switch,
     "train.learning_rate": real(above=True),
     "train.weight_decay": real(),

@@ -17,7 +17,7 @@ from kdsr_jax.errors import UserError
 from kdsr_jax.optim import path_name
 
 # Paths of arrays with a row an item in states, variables and teachers.
-_TABLE = re.compile(r"(.*/)?(\w+_embedding/embedding|condensed)")
+TABLE = re.compile(r"(.*/)?(\w+_embedding/embedding|condensed)")
 
 
 class Placement:
@@ -131,7 +131,7 @@ class Placement:
 
     def _map(self, tree, table, other):
         def convert(path, array):
-            return (table if _TABLE.fullmatch(path_name(path)) else other)(array)
+            return (table if TABLE.fullmatch(path_name(path)) else other)(array)
 
         return jax.tree_util.tree_map_with_path(convert, tree)
 

@@ -1,5 +1,7 @@
 """The training objective of a batch: next item, holistic and dissected correlations (paper Eqs. 3, 5, 7), clusters."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 
@@ -19,14 +21,26 @@ class Objective:
       cluster_weight: of predicting the next item's clusters, which a student with ``predicts_clusters`` does.
       placement: Placement; None on one device.
       sampled_items: drawn uniformly in each step for the softmax; 0 is the softmax over all items.
+      num_items: N, from which these are drawn, however many rows the student's tables have.
     """
 
     def __init__(self, student, distill, score_fn, num_splits, cluster_weight=0.0, placement=None, sampled_items=0):
         self.student, self.distill, self.placement = student, distill, placement
-        self.sampled_items = sampled_items
+        self.sampled_items, self.num_items = sampled_items, student.num_items
         self.score_fn, self.num_splits, self.cluster_weight = score_fn, num_splits, cluster_weight
 
-    def __call__(self, params, frozen, teachers, batch, key):
+    def on_rows(self, count):
+        """Return the same objective for a student with tables of so many rows, row 0 included."""
+        narrow = copy.copy(self)
+        narrow.student = self.student.clone(num_items=count - 1)
+        return narrow
+
+    def draw_items(self, key):
+        """Draw the items [sampled_items] int32 of a step's softmax uniformly, with replacement; key as for the loss."""
+        sample_key = jax.random.fold_in(jax.random.split(key)[1], 2**31 - 1)
+        return jax.random.randint(sample_key, (self.sampled_items,), 1, self.num_items + 1)
+
+    def __call__(self, params, frozen, teachers, batch, key, sampled=None):
         """Compute the loss of one batch with dropout.
 
         Args:
@@ -34,6 +48,7 @@ class Objective:
           teachers: dict modality -> Teacher; empty switches distillation off.
           batch: Batch.
           key: a jax PRNG key.
+          sampled: [sampled_items] int32, items drawn for the softmax; None draws them.
 
         Returns:
           (total, parts): scalar and dict name -> scalar: "next_item", "holistic/<modality>", "dissected/<modality>",
@@ -47,8 +62,8 @@ class Objective:
         scored = {"method": "candidate_vectors", "rngs": {"dropout": jax.random.fold_in(dropout_key, 1)}}
         representations = at_slots(states, batch)
         if self.sampled_items:
-            sample_key = jax.random.fold_in(pair_key, 2**31 - 1)
-            next_item = self._sampled_loss(variables, representations, batch, sample_key, scored)
+            sampled = self.draw_items(key) if sampled is None else sampled
+            next_item = self._sampled_loss(variables, representations, batch, sampled, scored)
         else:
             vectors = self.student.apply(variables, False, **scored)
             next_item = self.next_item(representations, vectors, batch.targets - 1, batch.mask)
@@ -86,12 +101,11 @@ class Objective:
         means = jax.vmap(loss, (0, None, 0, 0))(group(representations), vectors, group(targets), mask)
         return jnp.sum(means * mask.sum(1)) / jnp.maximum(mask.sum(), 1)
 
-    def _sampled_loss(self, variables, representations, batch, key, scored):
-        """Compute the next item's loss against items drawn uniformly, with replacement."""
-        num_items, size = self.student.num_items, batch.targets.shape[0]
-        sampled = jax.random.randint(key, (self.sampled_items,), 1, num_items + 1)
+    def _sampled_loss(self, variables, representations, batch, sampled, scored):
+        """Compute the next item's loss against drawn items."""
+        size = batch.targets.shape[0]
         vectors = self.student.apply(variables, False, jnp.concatenate([batch.targets, sampled]), **scored)
-        log_expected = jnp.full(sampled.shape, jnp.log(self.sampled_items / num_items))
+        log_expected = jnp.full(sampled.shape, jnp.log(self.sampled_items / self.num_items))
         arguments = vectors[:size], vectors[size:], batch.targets, sampled, log_expected
         return losses.sampled_next_item_loss(representations, *arguments, batch.mask)
 

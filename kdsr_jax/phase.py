@@ -76,7 +76,8 @@ class PhaseRunner:
         scoring = config.teacher.score_fn, config.teacher.num_splits
         weights = config.model.cluster_weight, run.placement, config.train.sampled_items
         objective = Objective(run.student, config.distill, *scoring, *weights)
-        self._trainer = Trainer(objective, optimizer, config.train.batch_size, config.seed, run.placement)
+        of_trainer = config.train.batch_size, config.seed, run.placement, config.train.sparse_tables
+        self._trainer = Trainer(objective, optimizer, *of_trainer)
         self._events = None
 
     def execute(self):

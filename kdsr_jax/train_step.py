@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from kdsr_jax import sparse
 from kdsr_jax.models.student import init_student
 from kdsr_jax.resident import cut_batch
 
@@ -35,10 +36,12 @@ class Trainer:
       optimizer: optax.GradientTransformation.
       num_slots: target slots of a batch, ``train.batch_size``.
       placement: Placement; states and teachers come and go in the form that they rest in.
+      sparse_tables: whether a step works on the rows of its items alone (``sparse``), which needs items drawn for the softmax.
     """
 
-    def __init__(self, objective, optimizer, num_slots, seed, placement):
+    def __init__(self, objective, optimizer, num_slots, seed, placement, sparse_tables=False):
         self.objective, self.optimizer, self.num_slots, self.placement = objective, optimizer, num_slots, placement
+        self.sparse_tables = sparse_tables
         self._key = jax.random.key(seed)
         self.run_chunk = jax.jit(self._chunk, static_argnames=("length", "warmup"), donate_argnums=0)
         self.part_gradient_norms = jax.jit(self._part_gradient_norms, static_argnames="length")
@@ -100,12 +103,10 @@ class Trainer:
         """
 
         def step(state, ids):
-            real = jnp.any(ids >= 0)
+            if self.sparse_tables:
+                return self._sparse_step(state, resident, teachers, ids, length, warmup)
             given = {"resident": resident, "teachers": teachers, "ids": ids, "length": length, "warmup": warmup}
-            one_step = functools.partial(self._step, **given)
-            _, log = jax.eval_shape(one_step, state)
-            idle = {name: jnp.zeros(a.shape, a.dtype) for name, a in log.items()}
-            return jax.lax.cond(real, one_step, lambda s: (s, idle), state)
+            return _unless_idle(ids, functools.partial(self._step, **given), state)
 
         teachers = self._unpack(teachers)
         state, log = jax.lax.scan(step, self._unpack(state), window_ids)
@@ -114,7 +115,30 @@ class Trainer:
     def _step(self, state, *, resident, teachers, ids, length, warmup):
         batch = cut_batch(resident, ids, length, self.num_slots)
         key = jax.random.fold_in(self._key, state.step)
-        loss = jax.value_and_grad(self.objective.warm_up if warmup else self.objective, has_aux=True)
+        return self._update(state, self.objective.warm_up if warmup else self.objective, teachers, batch, key)
+
+    def _sparse_step(self, state, resident, teachers, ids, length, warmup):
+        """Do as ``_step`` does, or nothing for an idle step, on the rows of the step's items.
+
+        The choice is made among these rows, because one between whole tables copies them.
+        """
+        batch = cut_batch(resident, ids, length, self.num_slots)
+        key = jax.random.fold_in(self._key, state.step)
+        sampled = jnp.zeros(0, jnp.int32) if warmup else self.objective.draw_items(key)
+        rows = sparse.touched_rows(self.objective.num_items, batch.history, batch.targets, sampled)
+        history, targets, sampled = (sparse.places(rows, items) for items in (batch.history, batch.targets, sampled))
+        objective = self.objective.on_rows(rows.size)
+        given = {
+            "loss": objective.warm_up if warmup else functools.partial(objective, sampled=sampled),
+            "teachers": sparse.take(teachers, rows),
+            "batch": batch._replace(history=history, targets=targets),
+            "key": key,
+        }
+        few, log = _unless_idle(ids, functools.partial(self._update, **given), sparse.take(state, rows))
+        return sparse.put(state, few, rows)._replace(frozen=state.frozen), log
+
+    def _update(self, state, loss, teachers, batch, key):
+        loss = jax.value_and_grad(loss, has_aux=True)
         (total, parts), gradient = loss(state.params, state.frozen, teachers, batch, key)
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -147,3 +171,10 @@ class Trainer:
                     norm = optax.tree.norm(gradients[f"{modality}_embedding"])
                     norms[f"{part} on {modality}"] = weight * norm
         return norms
+
+
+def _unless_idle(ids, step, state):
+    """Return (state, log) of a step, or where all of its window ids are -1 the state as it is and zeros."""
+    _, log = jax.eval_shape(step, state)
+    idle = {name: jnp.zeros(a.shape, a.dtype) for name, a in log.items()}
+    return jax.lax.cond(jnp.any(ids >= 0), step, lambda s: (s, idle), state)

@@ -184,6 +184,7 @@ OUTSIDE = {
     "train.epochs": (-1, 0, 5.5, 100_001),
     "train.batch_size": (0, -1, 1_000_001),
     "train.sampled_items": (-1, 1.5, True, 10_000_001),
+    "train.sparse_tables": (1, "yes", True),  # True without drawn items
     "train.prefixes": (1, "yes"),
     "train.learning_rate": (0.0, -1e-3, math.nan, math.inf, True),
     "train.weight_decay": (-1e-5, math.inf),
