@@ -319,6 +319,17 @@ def test_only_models_that_fuse_have_a_fusion_to_choose():
             validate(changed(**fields))
 
 
+def test_sparse_tables_need_drawn_items_and_whole_tables():
+    drawn = {"train__sparse_tables": True, "train__sampled_items": 100}
+    validate(changed(**drawn, mesh__model=1))
+    assert complaint(train__sparse_tables=True) == (
+        "--config.train.sparse_tables=True: needs --config.train.sampled_items=K; a softmax over all items touches every row"
+    )
+    message = complaint(**drawn, mesh__model=2)
+    assert message.startswith("--config.train.sparse_tables=True: needs whole tables") and "mesh.model=2" in message
+    assert fingerprint(changed(**drawn)) != fingerprint(changed(train__sampled_items=100))
+
+
 def test_planted_histories_are_at_most_a_third_of_the_items():
     message = complaint(data__planted__num_items=30)
     assert message.startswith("--config.data.planted.mean_length=12.0: must be at most a third of")
