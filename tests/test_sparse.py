@@ -10,7 +10,6 @@ import optax
 import pytest
 
 from kdsr_jax import sparse, train
-from kdsr_jax.data.batches import Batches
 from kdsr_jax.mesh import TABLE
 from kdsr_jax.objective import Objective
 from kdsr_jax.optim import make_optimizer, path_name
