@@ -258,13 +258,10 @@ def first_step(words):
     main.run(words)
 
 
-def main():
-    """Answer requests until there are no more; or take one first step, where words are given."""
-    if sys.argv[1:]:
-        return first_step(sys.argv[1:])
+def serve(server):
+    """Answer requests by a server's methods until there are no more."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what others print is no answer
-    server = Server()
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -272,6 +269,13 @@ def main():
         except UserError as error:
             reply = {"error": str(error)}
         print(json.dumps(reply), file=answers, flush=True)
+
+
+def main():
+    """Answer requests; or take one first step, where words are given."""
+    if sys.argv[1:]:
+        return first_step(sys.argv[1:])
+    serve(Server())
 
 
 if __name__ == "__main__":

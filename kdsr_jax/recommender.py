@@ -133,6 +133,7 @@ class Recommender:
         exclude_seen: bool = True,
         filter: Callable[[str], bool] | Collection | None = None,
         unknown: str = "warn",
+        approximate: bool = False,
     ) -> list[list[Recommendation]]:
         """List the best items after each history.
 
@@ -144,6 +145,7 @@ class Recommender:
           filter: the ids that may be recommended, or a function raw id -> whether it may.
           unknown: what to do about ids that the run does not know: "warn" (once a call) and go on without them, "ignore"
             (without a word), or "error".
+          approximate: find the best by ``jax.lax.approx_max_k``, which on TPUs is faster and misses a few; see ``recall``.
 
         Returns:
           A list a history, the best first; shorter than k where fewer items are left.
@@ -152,7 +154,7 @@ class Recommender:
           UserError: a history without a known item, an unknown id with ``unknown="error"``, or k out of range.
         """
         numbers = self.numbers(histories, unknown)
-        lists, scores = self.top_items(numbers, k, exclude_seen, self._allowed(filter))
+        lists, scores = self.top_items(numbers, k, exclude_seen, self._allowed(filter), approximate)
         return [
             [Recommendation(str(self.item_ids[i]), float(s)) for i, s in zip(*row, strict=True) if i]
             for row in zip(lists, scores, strict=True)
@@ -181,13 +183,18 @@ class Recommender:
         return found
 
     def top_items(
-        self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool = True, allowed: np.ndarray | None = None
+        self,
+        histories: Sequence[np.ndarray],
+        k: int,
+        exclude_seen: bool = True,
+        allowed: np.ndarray | None = None,
+        approximate: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         """As ``recommend_all``, with item numbers instead of raw ids.
 
         Args:
           histories: item numbers 1..N of each, oldest first, none empty.
-          k, exclude_seen: as there.
+          k, exclude_seen, approximate: as there.
           allowed: [N] bool of what may be recommended; None is all.
 
         Returns:
@@ -206,9 +213,16 @@ class Recommender:
             longest = _power_of_two(len(part[-1]))
             newest = self._newest(part, rows, min(longest, self.config.data.max_length))
             seen = _padded(part if exclude_seen else [], rows, longest if exclude_seen else 1)
-            best = jax.device_get(self._top(self.variables, self.item_vectors, newest, seen, allowed, k=k))
+            arguments = self.variables, self.item_vectors, newest, seen, allowed
+            best = jax.device_get(self._top(*arguments, k=k, approximate=approximate))
             items[place], scores[place] = (array[: len(part)] for array in best)
         return items, scores
+
+    def recall(self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool = True) -> float:
+        """Return the share of the exact best items, 0..1, that approximate lists hold; arguments as in ``top_items``."""
+        exact, approximate = (self.top_items(histories, k, exclude_seen, approximate=how)[0] for how in (False, True))
+        found = [np.isin(row[row > 0], other) for row, other in zip(exact, approximate, strict=True)]
+        return float(np.concatenate(found).mean()) if any(map(len, found)) else 1.0
 
     def similar(self, item: Any, k: int = 10, modality: str | None = None) -> list[Recommendation]:
         """List the items that the teacher takes for the most alike.
@@ -299,12 +313,12 @@ class Recommender:
 
     @functools.cached_property
     def _top(self):
-        @functools.partial(jax.jit, static_argnames="k")
-        def top(variables, candidates, histories, seen, allowed, k):
+        @functools.partial(jax.jit, static_argnames=("k", "approximate"))
+        def top(variables, candidates, histories, seen, allowed, k, approximate):
             scores = jnp.where(allowed[None], self.score_histories(variables, candidates, histories), -jnp.inf)
             column = jnp.where(seen > 0, seen - 1, scores.shape[1])  # past the end: dropped
             scores = jax.vmap(lambda s, c: s.at[c].set(-jnp.inf, mode="drop"))(scores, column)
-            values, items = jax.lax.top_k(scores, k)
+            values, items = (jax.lax.approx_max_k if approximate else jax.lax.top_k)(scores, k)
             return jnp.where(values > -jnp.inf, items + 1, 0), values
 
         return top

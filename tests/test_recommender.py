@@ -246,6 +246,28 @@ def test_all_users_go_to_a_file_that_a_killed_command_goes_on_with(
     assert [path.name for path in tmp_path.iterdir()] == ["recs.parquet"]
 
 
+def test_approximate_lists_say_how_many_of_the_exact_they_hold(
+    finished, recommender, recommend_line, tmp_path, monkeypatch
+):
+    words = f"--workdir={finished[0]}", "--history=i01,i02,i05", "-k", "3"
+    exact, (code, out, err) = recommend_line(*words), recommend_line(*words, "--approximate")
+    # On CPUs approx_max_k compares all scores.
+    assert (code, out) == (0, exact[1]) and err == "approximate lists hold 100.00% of the exact ones, of 1 histories\n"
+    code, _, err = recommend_line(
+        f"--workdir={finished[0]}", "--users=all", f"--out={tmp_path / 'a.parquet'}", "--approximate"
+    )
+    assert code == 0 and err.startswith("approximate lists hold 100.00% of the exact ones, of 48 histories\n")
+    numbers, top_items = recommender.numbers(HISTORIES), Recommender.top_items
+
+    def worse(self, histories, k, exclude_seen=True, allowed=None, approximate=False):
+        items, scores = top_items(self, histories, k, exclude_seen, allowed, approximate)
+        items[0, 0] = 0 if approximate else items[0, 0]
+        return items, scores
+
+    monkeypatch.setattr(Recommender, "top_items", worse)
+    assert recommender.recall(numbers, 4) == pytest.approx(11 / 12)
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
