@@ -223,7 +223,9 @@ def _catalogue_table(rows):
         for model in models
     ]
     fitted = "Fitted exponents of N; those of the process' memory count python, jax and the compiler as well:"
-    return f"{markdown(header, lines)}\n\n{fitted}\n\n{markdown(['model', *kinds], fits)}"
+    missing = "; ".join(name for name in MODELS if name not in models)
+    note = f"\n\nNot measured yet: {missing}." if missing else ""
+    return f"{markdown(header, lines)}\n\n{fitted}\n\n{markdown(['model', *kinds], fits)}{note}"
 
 
 def _catalogue_points(rows, kind):

@@ -43,6 +43,7 @@ def test_the_page_says_what_was_measured():
     assert "| 100,000 | 100,000 | 5,000 | 2,000 | 1.0 | 10.00 | 10,000 | 0.50 | 200 | 300 | 1,049 | 3.0 |" in text
     assert "| SASRec, all items | 100,000 | 3,200,000 | 120 | 0.1000 | 1.00 | 600 | 5 | 3.0 |" in text
     assert "| SASRec, all items | 1.00 | 1.00 |" in text and "| KDSR, all items | – | – | – |" in text
+    assert "Not measured yet: SASRec, sampled; KDSR, sampled." in text
     assert scale.page({"logs": [], "catalogues": []}).count("Not measured yet.") == 2
     picture = scale.picture(FOUND)
     assert picture.startswith("<svg") and all(name in picture for name in ("Preparation: time", "Ranking one target"))
