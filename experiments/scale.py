@@ -280,15 +280,16 @@ those of the evaluation, over all N items, top 20 included.
 
 Counted by hand, with d numbers a row: a row of a table that is trained is 4d bytes, and Adam's two moments 8d more; its gradient is another 4d
 within a step. At d = 32 that is 512 bytes an item for ids and 512 more for each modality's table, so 0.5 GB and 1 GB at 10⁶ items. The scores of
-a batch of T targets are 4TN bytes, and their gradient as much: 0.5 GB each at T = 128 and N = 10⁶, where all of them are held;
-sampling replaces N by the number drawn. Adam still touches every row of every table, so a step with sampling grows with N, too.
+a batch of T targets would be 4TN bytes, but no more than 64 targets' are held at a time where they fill 16 MiB: 0.26 GB at N = 10⁶;
+sampling replaces N by the number drawn. Adam touches every row of every table, so a step with sampling grows with N, too, unless
+`train.sparse_tables` leaves out the rows that a step does not need.
 A ranking multiplies d·N numbers, and an evaluation holds 48 MiB of scores at a time, whatever N is. An item also has its raw id, 4 bytes
 a character, and the features as they were read."""
 LIMITS = """## Limits
 
 - **Histories are held in memory**, and once more on the device: 10⁸ interactions are 1.2 GB on the host and 0.4 GB on the device. Longer ones
   than memory holds are refused with a line that says how much is missing.
-- **Tables are dense**: parameters and moments of all items are on the devices, spread over `mesh.model` of them.
+- **Tables are whole**: parameters and moments of all items are on the devices, spread over `mesh.model` of them.
 - **`--mode=stats` of a planted shop** ranks every test target by its true law over all N items, which takes N times the targets: leave it out
   for large shops.
 - **The teacher** holds the features of one modality, N·d_m·4 bytes, and is fitted once."""
