@@ -306,7 +306,7 @@ def test_histories_and_candidates_have_dropout_of_their_own():
         keys[method] = jax.random.key_data(rngs["dropout"]).tolist()
         return jnp.zeros((*HISTORY.shape, DIM) if method == "encode" else (N, DIM))
 
-    student = SimpleNamespace(apply=apply, predicts_clusters=False)
+    student = SimpleNamespace(apply=apply, predicts_clusters=False, num_items=N)
     make_objective(student)({}, {}, {}, make_batch(), jax.random.key(0))
     assert keys["encode"] != keys["candidate_vectors"]  # else both drop the same
 
