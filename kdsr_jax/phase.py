@@ -238,13 +238,17 @@ class PhaseRunner:
         )
 
     def _gradient_norms(self, state):
-        """Measure each loss part's pull on the modality tables on one batch: the phase's first of the longest bucket."""
+        """Measure each loss part's pull on the modality tables on one batch: the phase's first of the longest bucket.
+
+        Its rows are filled up to a power of two, mostly the same one in both phases, which so share the compiled program.
+        """
         if not (self.run.student.tuned and self.run.student.modalities):
             return {}
         longest = self.batches.buckets[-1].length
         chunks = (self.batches.chunk(index) for index in range(self.batches.chunks_per_epoch))
         ids = next(ids for length, ids in chunks if length == longest)
-        ids = self.run.placement.put_rows(ids[:1])[0]
+        ids = np.pad(ids[:1], ((0, 0), (0, (1 << (ids.shape[1] - 1).bit_length()) - ids.shape[1])), constant_values=-1)
+        ids = self.run.placement.put_rows(ids)[0]
         norms = self._trainer.part_gradient_norms(state, self._resident, self.run.teachers, ids, length=longest)
         return {name: float(value) for name, value in norms.items()}
 

@@ -9,6 +9,9 @@ import numpy as np
 class Resident(NamedTuple):
     """All histories and the windows over them; a pytree of device arrays.
 
+    W is the number of windows rounded up by an eighth at most, so that the phases of a run, which differ by few windows, have
+    arrays of one shape and share compiled programs; the last entries are zeros that no batch asks for.
+
     Attributes:
       items: [n] int32, the flat array of histories.
       start, length, first: [W] int32, see ``data.sequences.Windows``.
@@ -50,13 +53,18 @@ def make_resident(interactions, windows):
     """Gather what a phase needs on the device (numpy arrays; the caller places them)."""
     counts = windows.counts
     user = np.searchsorted(interactions.offsets, windows.start, side="right") - 1
+    unit = 1 << max(0, len(windows).bit_length() - 4)
+
+    def padded(array):
+        return np.pad(array.astype(np.int32), (0, -len(windows) % unit))
+
     return Resident(
         items=interactions.items,
-        start=windows.start,
-        length=windows.length,
-        first=windows.first,
-        instance=(np.cumsum(counts) - counts).astype(np.int32),
-        user_start=interactions.offsets[user].astype(np.int32),
+        start=padded(windows.start),
+        length=padded(windows.length),
+        first=padded(windows.first),
+        instance=padded(np.cumsum(counts) - counts),
+        user_start=padded(interactions.offsets[user]),
     )
 
 

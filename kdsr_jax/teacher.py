@@ -5,6 +5,7 @@ when they are needed, so nothing of size N x N exists.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import pathlib
@@ -25,7 +26,7 @@ from kdsr_jax.vq_fit import fit_ema, fit_joint
 
 SCORE_DEGREE = {"cosine": 0, "dot": 2, "euclidean": 1, "manhattan": 1}  # score(cx, cy) = c**degree * score(x, y)
 KMEANS_ITERATIONS = 30
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 MOST_VARIANCE = 1e30  # float32 products of larger features overflow
 
 
@@ -143,40 +144,50 @@ def fit_teacher(feature, settings, width, codes=True):
     key = jax.random.key(settings.seed)
     condense_key, rotate_key, pair_key, code_key = jax.random.split(key, 4)
     covered = np.flatnonzero(feature.has_feature)
-    x = jnp.asarray(feature.values[covered])
-    x = x - x.mean(0, keepdims=True)
+    x, variance = _centre(feature.values[covered])
     condensed, lost = _condense(x, settings, width, condense_key)
     condensed = _unit_mean_square(rotate(condensed, settings.rotation, settings.num_splits, rotate_key))
     report = {}
-    codebook = jnp.zeros((0, settings.num_splits))
+    codebook = np.zeros((0, settings.num_splits), np.float32)
     if codes or settings.quantizer == "vq_joint":  # which also shapes the condensed features
         pairs = draw_pairs(pair_key, len(covered), settings.num_pairs)
-        condensed, codebook, lost, report = _fit_codes(code_key, x, condensed, lost, pairs, settings)
-    report["reconstruction_error"] = float(lost / jnp.mean(x**2))
-    chunks = condensed.reshape(len(covered), settings.num_splits, -1)
-    report["chunk_variance"] = [float(v) for v in chunks.var(0).sum(-1)]
-    full = jnp.zeros((feature.values.shape[0], width)).at[covered].set(condensed)
-    return Teacher(full, jnp.asarray(feature.has_feature), codebook), report
+        how = {name: getattr(settings, name) for name in ("quantizer", "num_codes", "score_fn", "num_splits")}
+        condensed, codebook, lost, report = _fit_codes(code_key, x, condensed, lost, pairs, **how)
+    report = {name: number.item() for name, number in report.items()}
+    report["reconstruction_error"] = float(lost / variance)
+    full = np.zeros((feature.values.shape[0], width), np.float32)
+    full[covered] = condensed
+    chunks = full[covered].reshape(len(covered), settings.num_splits, -1)
+    report["chunk_variance"] = chunks.var(0).sum(-1).tolist()
+    return Teacher(jnp.asarray(full), jnp.asarray(feature.has_feature), jnp.asarray(codebook)), report
 
 
-def _fit_codes(key, x, condensed, lost, pairs, settings):
+@jax.jit
+def _centre(x):
+    """Return features about their mean, and their mean square."""
+    x = x - x.mean(0, keepdims=True)
+    return x, jnp.mean(x**2)
+
+
+@functools.partial(jax.jit, static_argnames=("quantizer", "num_codes", "score_fn", "num_splits"))
+def _fit_codes(key, x, condensed, lost, pairs, *, quantizer, num_codes, score_fn, num_splits):
     """Fit the codebook on pairs; returns (condensed, codebook, reconstruction error, report of the codes)."""
-    score = (settings.score_fn, settings.num_splits)
-    if settings.quantizer == "vq_joint":
-        condensed, codebook, lost = fit_joint(key, x, condensed, pairs, settings.num_codes, *score)
+    score = score_fn, num_splits
+    if quantizer == "vq_joint":
+        condensed, codebook, lost = fit_joint(key, x, condensed, pairs, num_codes, *score)
         scale = 1 / jnp.sqrt(jnp.mean(condensed**2))
-        condensed, codebook = condensed * scale, codebook * scale ** SCORE_DEGREE[settings.score_fn]
+        condensed, codebook = condensed * scale, codebook * scale ** SCORE_DEGREE[score_fn]
     vectors = correlation_vectors(condensed[pairs[0]], condensed[pairs[1]], *score)
-    if settings.quantizer == "vq":
-        codebook = fit_ema(key, vectors, settings.num_codes)
-    elif settings.quantizer == "kmeans":
-        codebook = quantize.kmeans(key, vectors, settings.num_codes, KMEANS_ITERATIONS)
+    if quantizer == "vq":
+        codebook = fit_ema(key, vectors, num_codes)
+    elif quantizer == "kmeans":
+        codebook = quantize.kmeans(key, vectors, num_codes, KMEANS_ITERATIONS)
     codes = quantize.nearest_codes(vectors, codebook)
-    counts = jnp.bincount(codes, length=codebook.shape[0])
+    counts = jnp.bincount(codes, length=num_codes)
     report = {
-        "perplexity": float(quantize.perplexity(counts)),
-        "distortion": float(jnp.mean(jnp.sum((vectors - codebook[codes]) ** 2, axis=1))),
-        "used_codes": int((counts > 0).sum()),
+        "perplexity": quantize.perplexity(counts),
+        "distortion": jnp.mean(jnp.sum((vectors - codebook[codes]) ** 2, axis=1)),
+        "used_codes": (counts > 0).sum(),
     }
     return condensed, codebook, lost, report
 
@@ -190,6 +201,11 @@ def draw_pairs(key, num_items, num_pairs):
     if num_items * (num_items - 1) // 2 <= num_pairs:
         i, j = np.triu_indices(num_items, 1)
         return jnp.asarray(i, jnp.int32), jnp.asarray(j, jnp.int32)
+    return _random_pairs(key, num_items, num_pairs)
+
+
+@functools.partial(jax.jit, static_argnames=("num_items", "num_pairs"))
+def _random_pairs(key, num_items, num_pairs):
     first = jax.random.randint(key, (2, num_pairs), 0, jnp.array([[num_items], [num_items - 1]]))
     other = first[1] + (first[1] >= first[0])  # uniform over the items that are not the first one
     return jnp.minimum(first[0], other), jnp.maximum(first[0], other)
@@ -220,12 +236,19 @@ def rotate(code, rotation, num_splits, key):
     """
     if rotation == "none":
         return code
-    code = code - code.mean(0, keepdims=True)
+    code, _ = _centre(code)
     if rotation == "random":
         gaussian = jax.random.normal(key, (code.shape[1],) * 2)
         return code @ jnp.linalg.qr(gaussian)[0]
+    variances, components = _principal(code)
+    return components[:, balanced_order(np.asarray(variances), num_splits)]
+
+
+@jax.jit
+def _principal(code):
+    """Return the variances of a centred code's principal components, and the code in them."""
     variances, vectors = jnp.linalg.eigh(code.T @ code / code.shape[0])
-    return code @ vectors[:, balanced_order(np.asarray(variances), num_splits)]
+    return variances, code @ vectors
 
 
 def balanced_order(variances, num_splits):
@@ -250,6 +273,7 @@ def balanced_order(variances, num_splits):
     return np.concatenate(chunks)
 
 
+@jax.jit
 def _unit_mean_square(code):
     return code / jnp.sqrt(jnp.maximum(jnp.mean(code**2), 1e-30))
 

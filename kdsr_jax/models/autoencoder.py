@@ -5,6 +5,8 @@ also returns the coordinates of its reconstruction in an orthonormal basis; whic
 ``rotation``.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,7 @@ class SigmoidAutoencoder(nn.Module):
         return code, nn.Dense(x.shape[-1], name="decoder")(code)
 
 
+@functools.partial(jax.jit, static_argnames="width")
 def pca(x, width):
     """Condense by principal components (closed form).
 
@@ -44,6 +47,7 @@ def pca(x, width):
     return code, jnp.mean((x - code @ basis.T) ** 2)
 
 
+@functools.partial(jax.jit, static_argnames="width")
 def linear(x, width, key):
     """Condense by a linear autoencoder trained to convergence with Adam.
 
@@ -68,7 +72,6 @@ def linear(x, width, key):
     return raw, raw @ triangle.T, jnp.mean((x - raw @ weights["decoder"]) ** 2)
 
 
-@jax.jit
 def _train_linear(weights, covariance):
     optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, MAX_STEPS // 4, alpha=0.05))
     identity = jnp.eye(covariance.shape[0])
