@@ -75,7 +75,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     distill.lambda_code = 0.5  # weight of the dissected loss, lambda_2 (Equation 7; value in Section 4)
     distill.temperature = 1.5  # tau of the soft match (Equation 3; value in Section 4)
     distill.sigma = "sigmoid"  # sigmoid | softmax (over an item's row of pairs) | identity (Equation 3)
-    distill.pair_budget = 2048  # item pairs a step, drawn from all pairs of the batch; 0 = all of them
+    distill.pair_budget = 2048  # item pairs a step, of all modalities together, drawn from the batch's; 0 = all of them
 
     config.model = model = ConfigDict()
     # backbone: gru4rec | sasrec | srgnn | mmsrec | sasrm | nova | difsr | trans2d | mmsr | mmsr_nodes | kdsr_lite (Section 4)

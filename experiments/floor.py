@@ -28,7 +28,7 @@ def count(work):
     targets, inputs, squares = (work[name] / steps for name in ("targets", "inputs", "squares"))
     width, pairs = work["table_width"], max(0.0, (squares - inputs) / 2)
     if work["pair_budget"]:
-        pairs = min(pairs, work["pair_budget"])
+        pairs = min(pairs, work["pair_budget"] / max(1, work["distilled"]))  # shared by the modalities
     flops = {
         "encoder": 6 * inputs * work["maps"],
         "attention": 12 * squares * work["dim"] * work["attention"],

@@ -22,12 +22,14 @@ class Objective:
       placement: Placement; None on one device.
       sampled_items: drawn uniformly in each step for the softmax; 0 is the softmax over all items.
       num_items: N, from which these are drawn, however many rows the student's tables have.
+      pair_budget: of one modality, its share of ``distill.pair_budget``; 0 is all pairs.
     """
 
     def __init__(self, student, distill, score_fn, num_splits, cluster_weight=0.0, placement=None, sampled_items=0):
         self.student, self.distill, self.placement = student, distill, placement
         self.sampled_items, self.num_items = sampled_items, student.num_items
         self.score_fn, self.num_splits, self.cluster_weight = score_fn, num_splits, cluster_weight
+        self.pair_budget = -(-distill.pair_budget // max(1, len(student.modalities)))
 
     def on_rows(self, count):
         """Return the same objective for a student with tables of so many rows, row 0 included."""
@@ -186,9 +188,8 @@ class Objective:
     def choose_pairs(self, valid, key):
         """Return (row, i, j, mask), each [P]: all pairs, or ``pair_budget`` drawn ones; see ``distillation``."""
         rows, length = valid.shape
-        budget = self.distill.pair_budget
-        if budget and rows * length * (length - 1) // 2 > budget:
-            return correlation.sample_pairs(key, valid, budget)
+        if self.pair_budget and rows * length * (length - 1) // 2 > self.pair_budget:
+            return correlation.sample_pairs(key, valid, self.pair_budget)
         i, j, mask = correlation.all_pairs(valid)
         row = jnp.repeat(jnp.arange(rows), i.shape[0])
         return row, jnp.tile(i, rows), jnp.tile(j, rows), mask.ravel()
@@ -204,8 +205,8 @@ class Objective:
         has the mean over all pairs as its expectation.
         """
         rows, length = valid.shape
-        draws = max(1, self.distill.pair_budget // length)
-        drawing = bool(self.distill.pair_budget) and rows * length > draws
+        draws = max(1, self.pair_budget // length)
+        drawing = bool(self.pair_budget) and rows * length > draws
         if drawing:
             row, i, j, drawn = correlation.sample_pairs(key, valid, draws)
             i = jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 1), shape=i.shape), i, j)

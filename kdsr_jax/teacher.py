@@ -26,6 +26,7 @@ from kdsr_jax.vq_fit import fit_ema, fit_joint
 
 SCORE_DEGREE = {"cosine": 0, "dot": 2, "euclidean": 1, "manhattan": 1}  # score(cx, cy) = c**degree * score(x, y)
 KMEANS_ITERATIONS = 30
+PAIRS_AT_ONCE = 2**16  # only a matter of memory
 CACHE_VERSION = 3
 MOST_VARIANCE = 1e30  # float32 products of larger features overflow
 
@@ -79,9 +80,13 @@ def correlations_among(teacher, items, first, second, score_fn, num_splits):
     return scores, quantize.nearest_codes(vectors, teacher.codebook)
 
 
-def correlation_vectors(x, y, score_fn, num_splits):
-    """Return the correlation vectors [P, D] of condensed features x, y [P, width]."""
-    return jax.vmap(lambda a, b: split_scores(a, b, num_splits, SCORE_FNS[score_fn]))(x, y)
+def correlation_vectors(condensed, first, second, score_fn, num_splits):
+    """Return the correlation vectors [P, D] of the pairs first, second [P] of rows of condensed [n, width], so many at a time."""
+
+    def vector(pair):
+        return split_scores(condensed[pair[0]], condensed[pair[1]], num_splits, SCORE_FNS[score_fn])
+
+    return jax.lax.map(vector, (first, second), batch_size=PAIRS_AT_ONCE)
 
 
 def fit_teachers(features, settings, width, cache_dir=None, codes=True):
@@ -177,12 +182,14 @@ def _fit_codes(key, x, condensed, lost, pairs, *, quantizer, num_codes, score_fn
         condensed, codebook, lost = fit_joint(key, x, condensed, pairs, num_codes, *score)
         scale = 1 / jnp.sqrt(jnp.mean(condensed**2))
         condensed, codebook = condensed * scale, codebook * scale ** SCORE_DEGREE[score_fn]
-    vectors = correlation_vectors(condensed[pairs[0]], condensed[pairs[1]], *score)
+    vectors = correlation_vectors(condensed, *pairs, *score)
     if quantizer == "vq":
         codebook = fit_ema(key, vectors, num_codes)
     elif quantizer == "kmeans":
         codebook = quantize.kmeans(key, vectors, num_codes, KMEANS_ITERATIONS)
-    codes = quantize.nearest_codes(vectors, codebook)
+    codes = jax.lax.map(
+        lambda vector: quantize.nearest_codes(vector[None], codebook)[0], vectors, batch_size=PAIRS_AT_ONCE
+    )
     counts = jnp.bincount(codes, length=num_codes)
     report = {
         "perplexity": quantize.perplexity(counts),

@@ -81,7 +81,7 @@ def make_batch(history=HISTORY):
 @functools.cache
 def compiled(sigma, budget, name="image"):
     """A compiled (params, teacher, history) -> ((sum, (L_S, L_C)), gradient of the sum) of one modality."""
-    objective = make_objective(sigma=sigma, pair_budget=budget)
+    objective = make_objective(sigma=sigma, pair_budget=2 * budget)  # of which each of two modalities has its half
 
     def both(params, teacher, history):
         parts = objective.distillation(
@@ -163,7 +163,7 @@ def test_chosen_pairs_are_the_distinct_covered_ones(teachers):
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_expectation_over_draws_is_the_mean_over_all_pairs(params, teachers, sigma):
     full = np.asarray(compiled(sigma, 0)(params, teachers["image"], HISTORY)[0][1])
-    objective = make_objective(sigma=sigma, pair_budget=12)  # 60 places for pairs; two rows for softmax
+    objective = make_objective(sigma=sigma, pair_budget=24)  # 12 of 60 places for pairs; two rows for softmax
 
     def draw(key, params, teacher):
         return jnp.stack(
@@ -181,11 +181,17 @@ def test_expectation_over_draws_is_the_mean_over_all_pairs(params, teachers, sig
 def test_a_budget_that_holds_all_pairs_takes_each_once():
     valid = jnp.asarray(HISTORY > 0)
     for budget, count in ((60, 60), (59, 59)):  # the shape has room for 60 pairs
-        choose = jax.jit(make_objective(pair_budget=budget).choose_pairs)
+        choose = jax.jit(make_objective(make_student(("image",)), pair_budget=budget).choose_pairs)
         first, second = (choose(valid, jax.random.key(key)) for key in (0, 1))
         assert len(first[0]) == count
         same = all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
         assert same == (count == 60)  # drawn ones change with the key
+
+
+@pytest.mark.parametrize(("modalities", "budget", "share"), [(("image",), 13, 13), (("image", "text"), 13, 7)])
+def test_modalities_share_the_budget(modalities, budget, share):
+    objective = make_objective(make_student(modalities), pair_budget=budget)
+    assert len(objective.choose_pairs(jnp.asarray(HISTORY > 0), jax.random.key(0))[0]) == share
 
 
 # --- what takes no part ----------------------------------------------------------------------------------------------

@@ -259,8 +259,7 @@ def test_quantizers_beat_their_random_start_and_use_all_codes(features, quantize
     teacher, report = fit_teacher(features, make_settings(quantizer=quantizer), WIDTH)
     covered = np.flatnonzero(features.has_feature)
     first, second = (covered[index] for index in np.triu_indices(len(covered), 1))
-    x, y = teacher.condensed[first], teacher.condensed[second]
-    vectors = np.asarray(teaching.correlation_vectors(x, y, "cosine", SPLITS))
+    vectors = np.asarray(teaching.correlation_vectors(teacher.condensed, first, second, "cosine", SPLITS))
     rng = np.random.default_rng(3)
     starts = [vectors[rng.choice(len(vectors), CODES, replace=False)] for _ in range(20)]
     random = [((vectors[:, None] - start[None]) ** 2).sum(-1).min(1).mean() for start in starts]
