@@ -17,7 +17,8 @@ import numpy as np
 from experiments import tables
 from experiments.panels import arrange, datasets_of, runs_of
 from experiments.study import DATASETS, Setting, Study, main
-from kdsr_jax.data.arrays import read_arrays
+from kdsr_jax.data.interactions import train_lengths
+from kdsr_jax.errors import UserError
 from kdsr_jax.report.charts import bar_chart
 
 FLOORS = (0, 1, 5, 10, 20, 50)  # of the bins
@@ -39,22 +40,32 @@ COLD = ", many cold"
 REAL = tuple(name for name in DATASETS if name != "planted")
 
 
-def measure(config, workdir):
+def measure(config, ranks):
     """Sort the targets of a finished run into bins.
 
     Args:
-      config: of the run; not read.
-      workdir: its folder, with ranks.npz.
+      config: of the run; says where its data are.
+      ranks: dict of "user" and "rank" [T] of its test targets, user after user, oldest first.
 
     Returns:
       dict "popularity" and "history" -> bin -> what ``by_bin`` says.
 
     Raises:
-      UserError: ranks.npz is missing or damaged.
+      UserError: the data have other test targets.
     """
-    names = ("user", "rank", "target_train_count", "history_length")
-    ranks = read_arrays(workdir / "ranks.npz", names)
-    values = {"popularity": ranks["target_train_count"], "history": ranks["history_length"]}
+    from kdsr_jax.train import load_data  # which imports jax
+
+    interactions = load_data(config).interactions
+    lengths = interactions.lengths
+    user, trained = np.repeat(np.arange(len(lengths)), lengths), np.repeat(train_lengths(lengths), lengths)
+    position = np.arange(len(user)) - np.repeat(interactions.offsets[:-1], lengths)
+    tested = position >= trained
+    if not np.array_equal(user[tested], ranks["user"]):
+        raise UserError(f"cold_items: the ranks are of other test targets than {config.data.name} has now")
+    popularity = np.bincount(interactions.items[~tested], minlength=interactions.num_items + 1)[
+        interactions.items[tested]
+    ]
+    values = {"popularity": popularity, "history": np.minimum(position[tested], config.data.max_length)}
     return {name: by_bin(value, ranks["rank"], ranks["user"]) for name, value in values.items()}
 
 
@@ -169,7 +180,7 @@ STUDY = Study(
         for label, setting in SETTINGS.items()
     },
     datasets=("beauty", "sports", "planted"),
-    measures={"cold_items": measure},
+    rank_measures={"cold_items": measure},
     table=table,
     figure=figure,
 )

@@ -11,7 +11,7 @@ import pathlib
 import statistics
 
 from experiments import index, significance
-from experiments.records import own_words, relevant
+from experiments.records import measure_ranks, own_words, relevant
 from kdsr_jax.files import replace_file
 from kdsr_jax.report.charts import write_svg
 from kdsr_jax.report.files import read_lines
@@ -44,13 +44,14 @@ class Store:
         )
 
     def found_elsewhere(self, job):
-        """Return the row of a job whose run stands in another study's runs.jsonl, or None; not where there is more to measure."""
-        if self.study.measures or not self.study.trains:
+        """Return the row of a job whose run stands in another study's runs.jsonl, or None; not where its folder has to be measured."""
+        needs_ranks = self.study.rank_measures and not self._ranks(job).is_file()
+        if self.study.measures or needs_ranks or not self.study.trains:
             return None
         for row in _runs(row for file in sorted(self.root.glob("*/runs.jsonl")) for row in read_lines(file)):
             same = (row["dataset"], row["seed"]) == (job.dataset, job.seed)
             if same and (row["test"] or row["paper"]) and same_config(row["config"], relevant(job.config)):
-                return row | {"measures": {}} | own_words(job)
+                return row | {"measures": measure_ranks(self.study, job.config, self._ranks(job))} | own_words(job)
         return None
 
     def add(self, job, row):

@@ -19,9 +19,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 
+from configs.default import get_config
 from experiments import records, results
 from kdsr_jax import cli
-from kdsr_jax.config import fingerprint, validate
+from kdsr_jax.config import validate
 from kdsr_jax.errors import UserError, answer
 
 DATASETS = ("planted", "beauty", "clothing", "sports", "toys", "ml1m")  # those of configs/
@@ -69,6 +70,8 @@ class Study:
       work: (config, workdir) -> dict of results; ``train`` unless the study measures something else, which then stands in
         its rows as one of the measures, by the study's name.
       measures: dict name -> (config, workdir) -> dict, what is measured besides on every finished run.
+      rank_measures: likewise (config, ranks) -> dict, of what RESULTS/ranks keeps when the folder is gone: "user" and "rank" of every test
+        target in order.
       table: rows -> markdown. Rows are the objects of runs.jsonl (experiments/records.py).
       figure: rows -> SVG element or "" where there is nothing to draw yet; None for a study without figure.
     """
@@ -82,6 +85,7 @@ class Study:
     reference: str = ""
     work: Callable = train
     measures: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+    rank_measures: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
     figure: Callable | None = None
 
     @property
@@ -171,7 +175,10 @@ def make_job(study, dataset, label, seed, settings, folder, places):
     config = cli.load_config(f"{_config_file(dataset)}:{setting.variant}".removesuffix(":"))
     cli.apply_settings(config, [*words, f"--config.seed={seed}", *settings])
     validate(config)
-    key = json.dumps([fingerprint(config), study.work.__name__, str(config.forgetting.reference_workdir)])
+    # Fields at their defaults are left out, so that a new field of the config leaves the names of older runs as they are.
+    default = records.relevant(get_config())
+    changed = {name: value for name, value in records.relevant(config).items() if default[name] != value}
+    key = json.dumps([changed, study.work.__name__, str(config.forgetting.reference_workdir)], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:10]
     workdir = folder / dataset / f"{setting.variant or 'kdsr'}-{digest}-seed{seed}"
     return Job(dataset, label, seed, setting, config, workdir)
