@@ -44,15 +44,19 @@ class Store:
         )
 
     def found_elsewhere(self, job):
-        """Return the row of a job whose run stands in another study's runs.jsonl, or None; not where its folder has to be measured."""
+        """Return the row of another study's runs.jsonl that a job's run stands in, or None; not where its folder has to be measured."""
         needs_ranks = self.study.rank_measures and not self._ranks(job).is_file()
-        if self.study.measures or needs_ranks or not self.study.trains:
+        if self.study.measures or needs_ranks or not self.study.trains or job.workdir.exists():
             return None
         for row in _runs(row for file in sorted(self.root.glob("*/runs.jsonl")) for row in read_lines(file)):
             same = (row["dataset"], row["seed"]) == (job.dataset, job.seed)
             if same and (row["test"] or row["paper"]) and same_config(row["config"], relevant(job.config)):
-                return row | {"measures": measure_ranks(self.study, job.config, self._ranks(job))} | own_words(job)
+                return row
         return None
+
+    def as_own(self, row, job):
+        """Return what ``found_elsewhere`` found as a row of this study."""
+        return row | {"measures": measure_ranks(self.study, job.config, self._ranks(job))} | own_words(job)
 
     def add(self, job, row):
         """Put a run's row in the place of an older one, drop comparisons with that, and draw everything anew."""

@@ -196,8 +196,8 @@ def run(study, jobs, arguments):
         left = _left(time.monotonic() - started, expected[:number], expected[number:])
         print(f"[{number + 1}/{len(todo)}] {study.name}: {job}, in {job.workdir}{left}", flush=True)
         try:
-            known = None if arguments.again or job.workdir.exists() else store.found_elsewhere(job)
-            store.add(job, known or records.make_row(study, job))
+            known = None if arguments.again else store.found_elsewhere(job)
+            store.add(job, store.as_own(known, job) if known else records.make_row(study, job))
         except Exception as error:  # noqa: BLE001 - told at the end, and the other runs go on
             failed[str(job)] = f"{type(error).__name__}: {error}".splitlines()[0]
             print(f"failed: {failed[str(job)]}", flush=True)
@@ -224,6 +224,9 @@ def _todo(store, jobs, arguments):
 def _dry_run(study, jobs, arguments):
     store, total, unknown = results.Store(arguments.results, study), 0.0, 0
     for job in _todo(store, jobs, arguments)[0]:
+        if not arguments.again and store.found_elsewhere(job):
+            print(f"{job}: stands in another study")
+            continue
         seconds = store.expected_seconds(job)
         total, unknown = total + (seconds or 0), unknown + (seconds is None)
         state = "half done, " if job.workdir.exists() else ""
