@@ -79,7 +79,9 @@ class Store:
             if self.holds(job) and self._ranks(job).is_file():
                 files.setdefault((job.dataset, job.label), {})[job.seed] = self._ranks(job)
         known = {(row["dataset"], row["label"], tuple(row["seeds"])) for row in rows if row["kind"] == "comparison"}
-        made = significance.compare_all(self.study.reference, files, known)
+        configs = {job.dataset: job.config for job in jobs}
+        groups = self.study.groups and (lambda dataset: self.study.groups(configs[dataset]))
+        made = significance.compare_all(self.study.reference, files, known, groups)
         keys = {_comparison(row) for row in made}
         self._change(lambda rows: [*(row for row in rows if _comparison(row) not in keys), *made])
 
@@ -158,7 +160,9 @@ def _key(run):
 
 
 def _comparison(row):
-    return (row["dataset"], row["label"], row["reference"], row["metric"]) if row.get("kind") == "comparison" else None
+    if row.get("kind") != "comparison":
+        return None
+    return row["dataset"], row["label"], row["reference"], row["metric"], row.get("group")
 
 
 def _compares(row, run):

@@ -67,6 +67,7 @@ class Study:
       datasets: names of configs/, in the order of rank.
       words: FIELD=VALUE of every run.
       reference: label of the setting that all others are compared with, user by user; "" compares nothing.
+      groups: config -> dict name -> [T] bool, groups of the test targets, which are compared each by itself as well; or None.
       work: (config, workdir) -> dict of results; ``train`` unless the study measures something else, which then stands in
         its rows as one of the measures, by the study's name.
       measures: dict name -> (config, workdir) -> dict, what is measured besides on every finished run.
@@ -83,6 +84,7 @@ class Study:
     datasets: tuple = ("beauty",)
     words: tuple = ()
     reference: str = ""
+    groups: Callable | None = None
     work: Callable = train
     measures: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
     rank_measures: Mapping[str, Callable] = dataclasses.field(default_factory=dict)

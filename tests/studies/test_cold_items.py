@@ -32,6 +32,15 @@ def test_targets_of_a_run_go_to_their_bins(shop):
     assert found["history"]["5–9"]["users"] == 1 and found["history"]["5–9"]["hr@20"] == [50, 50, 50]
 
 
+def test_groups_are_the_bins_of_popularity(shop):
+    groups = cold_items.by_popularity(shop)
+    assert {name: inside.tolist() for name, inside in groups.items()} == {
+        "0": [True, False, False, False],
+        "1–4": [False, False, True, False],
+        "10–19": [False, True, False, True],
+    }
+
+
 def test_ranks_of_other_targets_are_refused(shop):
     with pytest.raises(UserError, match="other test targets than shop has"):
         measure(shop, {"user": np.array([0, 1, 2, 2]), "rank": np.array([1, 4, 40, 2])})
@@ -87,6 +96,22 @@ ROWS = [
     make_row("SASRec", 1, {"0": [2.0, 1.5, 3.0], "5–9": [10.0, 9.0, 11.0]}),
     make_row("KDSR", 0, {"0": [3.0, 2.0, 4.0]}),
 ]
+
+
+def test_differences_by_popularity_are_adjusted_together_and_stand_in_a_table_of_their_own():
+    def compared(metric, p, **group):
+        values = {"difference": -0.5, "low": -1.0, "high": 0.25, "p": p, "users": 9, "seeds": [0], "welch_p": None}
+        return (
+            {"kind": "comparison", "dataset": "beauty", "label": "SASRec", "reference": "KDSR", "metric": metric}
+            | values
+            | group
+        )
+
+    rows = [*ROWS, compared("hr@20", 0.5), compared("hr@20", 0.01, group="5–9"), compared("mrr@20", 0.03, group="0")]
+    lines = cold_items.table(rows).splitlines()
+    heading = next(line for line in lines if line.startswith("**beauty: hr@20 of KDSR minus that of others**"))
+    assert "these 2 comparisons" in heading
+    assert "| SASRec | −0.50 [−1.00, +0.25] p 0.02 |" in lines and "| SASRec | −0.50 [−1.00, +0.25] p 0.03 |" in lines
 
 
 def test_the_table_holds_means_over_seeds_with_intervals_and_empty_cells_where_a_bin_is_empty():
