@@ -16,8 +16,10 @@ import numpy as np
 
 from experiments import tables
 from experiments.panels import arrange, datasets_of, runs_of
+from experiments.significance import holm
 from experiments.study import DATASETS, Setting, Study, main
-from kdsr_jax.data.arrays import read_arrays
+from kdsr_jax.data.interactions import train_lengths
+from kdsr_jax.errors import UserError
 from kdsr_jax.report.charts import bar_chart
 
 FLOORS = (0, 1, 5, 10, 20, 50)  # of the bins
@@ -35,27 +37,51 @@ SETTINGS = {
     "KDSR": Setting("kdsr-sasrm"),
     "KDSR, fused": Setting("kdsr-sasrm", FUSED),
 }
-COLD = ", many cold"
+COLD, REFERENCE = ", many cold", "KDSR"
 REAL = tuple(name for name in DATASETS if name != "planted")
 
 
-def measure(config, workdir):
+def measure(config, ranks):
     """Sort the targets of a finished run into bins.
 
     Args:
-      config: of the run; not read.
-      workdir: its folder, with ranks.npz.
+      config: of the run; says where its data are.
+      ranks: dict of "user" and "rank" [T] of its test targets, user after user, oldest first.
 
     Returns:
       dict "popularity" and "history" -> bin -> what ``by_bin`` says.
 
     Raises:
-      UserError: ranks.npz is missing or damaged.
+      UserError: the data have other test targets.
     """
-    names = ("user", "rank", "target_train_count", "history_length")
-    ranks = read_arrays(workdir / "ranks.npz", names)
-    values = {"popularity": ranks["target_train_count"], "history": ranks["history_length"]}
-    return {name: by_bin(value, ranks["rank"], ranks["user"]) for name, value in values.items()}
+    user, values = targets(config)
+    if not np.array_equal(user, ranks["user"]):
+        raise UserError(f"cold_items: the ranks are of other test targets than {config.data.name} has now")
+    return {name: by_bin(value, ranks["rank"], user) for name, value in values.items()}
+
+
+def targets(config):
+    """Return (user [T], dict of "popularity" and "history", [T] each) of the test targets, user after user, oldest first."""
+    from kdsr_jax.train import load_data  # which imports jax
+
+    interactions = load_data(config).interactions
+    lengths = interactions.lengths
+    user, trained = np.repeat(np.arange(len(lengths)), lengths), np.repeat(train_lengths(lengths), lengths)
+    position = np.arange(len(user)) - np.repeat(interactions.offsets[:-1], lengths)
+    tested = position >= trained
+    counts = np.bincount(interactions.items[~tested], minlength=interactions.num_items + 1)
+    values = {"popularity": counts[interactions.items[tested]]}
+    return user[tested], values | {"history": np.minimum(position[tested], config.data.max_length)}
+
+
+def by_popularity(config):
+    """Return dict bin -> [T] bool, which test targets are in it; bins without any are left out."""
+    which = _bins(targets(config)[1]["popularity"])
+    return {name: which == number for number, name in enumerate(BINS) if (which == number).any()}
+
+
+def _bins(values):
+    return np.searchsorted(FLOORS, values, side="right") - 1
 
 
 def by_bin(values, ranks, users):
@@ -69,7 +95,7 @@ def by_bin(values, ranks, users):
     Returns:
       dict bin -> {"targets": number, "users": number, metric: [mean, low, high] in percent}; bins without targets are left out.
     """
-    which, found = np.searchsorted(FLOORS, values, side="right") - 1, {}
+    which, found = _bins(values), {}
     for number, name in enumerate(BINS):
         inside = which == number
         if inside.any():
@@ -115,7 +141,24 @@ def table(rows):
                 ]
                 header = ["setting", *(f"{name} ({number:,})" for name, number in counts.items())]
                 text += f"**{dataset}: {metric} by {grouping}**, {meaning}\n\n{tables.markdown(header, lines)}\n\n"
+        text += _differences(rows, dataset)
     return text + "The runs:\n\n" + tables.metrics_table(rows)
+
+
+def _differences(rows, dataset):
+    """Return the markdown of the comparisons of one dataset by popularity, or nothing where there are none."""
+    comparisons = [row for row in tables.compared_in(rows, dataset, grouped=True) if row["metric"] in METRICS]
+    found = {}
+    for row, p in zip(comparisons, holm([row["p"] for row in comparisons]), strict=True):
+        found.setdefault(row["metric"], {}).setdefault(row["label"], {})[row["group"]] = tables.difference(row, p)
+    text = ""
+    for metric, settings in found.items():
+        names = [name for name in BINS if any(name in cells for cells in settings.values())]
+        lines = [[label, *(cells.get(name, "") for name in names)] for label, cells in settings.items()]
+        text += f"**{dataset}: {metric} of {REFERENCE} minus that of others**, by popularity; percentage points, paired by user, with 95 % "
+        text += f"intervals, not adjusted, and p by Holm's method for these {len(comparisons)} comparisons\n\n"
+        text += tables.markdown([f"{REFERENCE} minus", *names], lines) + "\n\n"
+    return text
 
 
 def figure(rows):
@@ -169,7 +212,10 @@ STUDY = Study(
         for label, setting in SETTINGS.items()
     },
     datasets=("beauty", "sports", "planted"),
-    measures={"cold_items": measure},
+    words=("eval.protocol=both",),  # as Table 2's runs, which stand for these
+    reference=REFERENCE,
+    groups=by_popularity,
+    rank_measures={"cold_items": measure},
     table=table,
     figure=figure,
 )

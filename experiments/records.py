@@ -18,6 +18,7 @@ import pathlib
 import subprocess
 
 from kdsr_jax.config import NOT_FINGERPRINTED, flatten, to_dict
+from kdsr_jax.data.arrays import read_arrays
 from kdsr_jax.files import replace_file
 from kdsr_jax.report.files import read_json
 
@@ -42,6 +43,7 @@ def make_row(study, job):
     row = {"kind": "run", "dataset": job.dataset, "seed": job.seed, "config": relevant(job.config)} | own_words(job)
     row |= {"data_sha256": saved.get("data_sha256")} | {name: result.get(name) for name in RESULT}
     row["measures"] = {name: _measured(name, measure, job) for name, measure in study.measures.items()}
+    row["measures"] |= measure_ranks(study, job.config, job.workdir / "ranks.npz")
     row["measures"] |= {} if study.trains else {study.name: result}
     return row | {"cores": os.cpu_count(), "commit": read_json(note)}
 
@@ -81,6 +83,14 @@ def current_commit():
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def measure_ranks(study, config, file):
+    """Return what a study's ``rank_measures`` say of a file of ranks, by name."""
+    if not study.rank_measures:
+        return {}
+    ranks = read_arrays(file, ("user", "rank"))
+    return {name: measure(config, ranks) for name, measure in study.rank_measures.items()}
 
 
 def _measured(name, measure, job):

@@ -11,7 +11,7 @@ import pathlib
 import statistics
 
 from experiments import index, significance
-from experiments.records import own_words, relevant
+from experiments.records import measure_ranks, own_words, relevant
 from kdsr_jax.files import replace_file
 from kdsr_jax.report.charts import write_svg
 from kdsr_jax.report.files import read_lines
@@ -44,14 +44,19 @@ class Store:
         )
 
     def found_elsewhere(self, job):
-        """Return the row of a job whose run stands in another study's runs.jsonl, or None; not where there is more to measure."""
-        if self.study.measures or not self.study.trains:
+        """Return the row of another study's runs.jsonl that a job's run stands in, or None; not where its folder has to be measured."""
+        needs_ranks = self.study.rank_measures and not self._ranks(job).is_file()
+        if self.study.measures or needs_ranks or not self.study.trains or job.workdir.exists():
             return None
         for row in _runs(row for file in sorted(self.root.glob("*/runs.jsonl")) for row in read_lines(file)):
             same = (row["dataset"], row["seed"]) == (job.dataset, job.seed)
             if same and (row["test"] or row["paper"]) and same_config(row["config"], relevant(job.config)):
-                return row | {"measures": {}} | own_words(job)
+                return row
         return None
+
+    def as_own(self, row, job):
+        """Return what ``found_elsewhere`` found as a row of this study."""
+        return row | {"measures": measure_ranks(self.study, job.config, self._ranks(job))} | own_words(job)
 
     def add(self, job, row):
         """Put a run's row in the place of an older one, drop comparisons with that, and draw everything anew."""
@@ -74,7 +79,9 @@ class Store:
             if self.holds(job) and self._ranks(job).is_file():
                 files.setdefault((job.dataset, job.label), {})[job.seed] = self._ranks(job)
         known = {(row["dataset"], row["label"], tuple(row["seeds"])) for row in rows if row["kind"] == "comparison"}
-        made = significance.compare_all(self.study.reference, files, known)
+        configs = {job.dataset: job.config for job in jobs}
+        groups = self.study.groups and (lambda dataset: self.study.groups(configs[dataset]))
+        made = significance.compare_all(self.study.reference, files, known, groups)
         keys = {_comparison(row) for row in made}
         self._change(lambda rows: [*(row for row in rows if _comparison(row) not in keys), *made])
 
@@ -153,7 +160,9 @@ def _key(run):
 
 
 def _comparison(row):
-    return (row["dataset"], row["label"], row["reference"], row["metric"]) if row.get("kind") == "comparison" else None
+    if row.get("kind") != "comparison":
+        return None
+    return row["dataset"], row["label"], row["reference"], row["metric"], row.get("group")
 
 
 def _compares(row, run):

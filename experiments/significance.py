@@ -9,6 +9,7 @@ A comparison is an object of runs.jsonl with
   dataset, label, reference, metric
   difference, low, high     reference minus label in percentage points, and the bootstrap's 95 % percentile interval
   p                         two-sided, of the sign-flip permutation, not adjusted
+  group                     of targets, which alone are compared; missing where all are
   users, seeds              how many users, and the list of seeds that both settings have
   welch_p                   of Welch's t between the seeds' metrics, weak below five seeds; None below two
 """
@@ -42,16 +43,17 @@ def keep_ranks(workdir, file):
     replace_file(file, lambda out: np.savez_compressed(out, user=user, rank=rank, targets=digest))
 
 
-def compare_all(reference, files, known=()):
+def compare_all(reference, files, known=(), groups=None):
     """Compare the reference with every other label of each dataset, over the seeds that both have.
 
     Args:
       reference: label; "" compares nothing.
       files: dict (dataset, label) -> dict seed -> file by ``keep_ranks``.
       known: set of (dataset, label, tuple of seeds) that need no comparison any more.
+      groups: dataset -> dict name -> [T] bool, groups of its targets, of which each is compared besides; None is none.
 
     Returns:
-      List of comparisons, one a dataset, label and metric.
+      List of comparisons, one a dataset, label, metric and group.
 
     Raises:
       UserError: two runs rank other targets.
@@ -63,12 +65,19 @@ def compare_all(reference, files, known=()):
         if label != reference and seeds and (dataset, label, tuple(seeds)) not in known:
             shared = {"kind": "comparison", "dataset": dataset, "label": label}
             shared |= {"reference": reference, "seeds": seeds}
-            found += [shared | line for line in compare_runs([(ours[seed], others[seed]) for seed in seeds])]
+            pairs = [(ours[seed], others[seed]) for seed in seeds]
+            found += [shared | line for line in compare_runs(pairs)]
+            for group, inside in (groups(dataset) if groups else {}).items():
+                found += [shared | line | {"group": group} for line in compare_runs(pairs, inside)]
     return found
 
 
-def compare_runs(pairs):
+def compare_runs(pairs, inside=slice(None)):
     """Compare two settings, given as [(file of a run of the reference, file of the other's), ...], a pair a seed.
+
+    Args:
+      pairs: the files.
+      inside: [T] bool, the targets that are compared, at least one.
 
     Returns:
       List of dicts, one a metric, with the keys that the module's head lists from ``metric`` on.
@@ -80,10 +89,10 @@ def compare_runs(pairs):
         for file, arrays in zip(files, ranks, strict=True):
             if any(not np.array_equal(first[1][name], arrays[name]) for name in ("user", "targets")):
                 raise UserError(f"{first[0]} and {file} rank other targets; runs on the same data can be compared")
-        ours.append(instance_metrics(ranks[0]["rank"]))
-        others.append(instance_metrics(ranks[1]["rank"]))
+        ours.append(instance_metrics(ranks[0]["rank"][inside]))
+        others.append(instance_metrics(ranks[1]["rank"][inside]))
     ours, others = np.stack(ours), np.stack(others)  # [seeds, instances, metrics]
-    user = np.unique(first[1]["user"], return_inverse=True)[1]
+    user = np.unique(first[1]["user"][inside], return_inverse=True)[1]
     sums = np.stack([np.bincount(user, column) for column in (ours - others).mean(0).T], 1)
     low, high, p = paired_tests(sums, np.bincount(user))
     lines = []

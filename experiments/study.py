@@ -19,9 +19,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 
+from configs.default import get_config
 from experiments import records, results
 from kdsr_jax import cli
-from kdsr_jax.config import fingerprint, validate
+from kdsr_jax.config import validate
 from kdsr_jax.errors import UserError, answer
 
 DATASETS = ("planted", "beauty", "clothing", "sports", "toys", "ml1m")  # those of configs/
@@ -66,9 +67,12 @@ class Study:
       datasets: names of configs/, in the order of rank.
       words: FIELD=VALUE of every run.
       reference: label of the setting that all others are compared with, user by user; "" compares nothing.
+      groups: config -> dict name -> [T] bool, groups of the test targets, which are compared each by itself as well; or None.
       work: (config, workdir) -> dict of results; ``train`` unless the study measures something else, which then stands in
         its rows as one of the measures, by the study's name.
       measures: dict name -> (config, workdir) -> dict, what is measured besides on every finished run.
+      rank_measures: likewise (config, ranks) -> dict, of what RESULTS/ranks keeps when the folder is gone: "user" and "rank" of every test
+        target in order.
       table: rows -> markdown. Rows are the objects of runs.jsonl (experiments/records.py).
       figure: rows -> SVG element or "" where there is nothing to draw yet; None for a study without figure.
     """
@@ -80,8 +84,10 @@ class Study:
     datasets: tuple = ("beauty",)
     words: tuple = ()
     reference: str = ""
+    groups: Callable | None = None
     work: Callable = train
     measures: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+    rank_measures: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
     figure: Callable | None = None
 
     @property
@@ -171,7 +177,10 @@ def make_job(study, dataset, label, seed, settings, folder, places):
     config = cli.load_config(f"{_config_file(dataset)}:{setting.variant}".removesuffix(":"))
     cli.apply_settings(config, [*words, f"--config.seed={seed}", *settings])
     validate(config)
-    key = json.dumps([fingerprint(config), study.work.__name__, str(config.forgetting.reference_workdir)])
+    # Fields at their defaults are left out, so that a new field of the config leaves the names of older runs as they are.
+    default = records.relevant(get_config())
+    changed = {name: value for name, value in records.relevant(config).items() if default[name] != value}
+    key = json.dumps([changed, study.work.__name__, str(config.forgetting.reference_workdir)], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:10]
     workdir = folder / dataset / f"{setting.variant or 'kdsr'}-{digest}-seed{seed}"
     return Job(dataset, label, seed, setting, config, workdir)
@@ -189,8 +198,8 @@ def run(study, jobs, arguments):
         left = _left(time.monotonic() - started, expected[:number], expected[number:])
         print(f"[{number + 1}/{len(todo)}] {study.name}: {job}, in {job.workdir}{left}", flush=True)
         try:
-            known = None if arguments.again or job.workdir.exists() else store.found_elsewhere(job)
-            store.add(job, known or records.make_row(study, job))
+            known = None if arguments.again else store.found_elsewhere(job)
+            store.add(job, store.as_own(known, job) if known else records.make_row(study, job))
         except Exception as error:  # noqa: BLE001 - told at the end, and the other runs go on
             failed[str(job)] = f"{type(error).__name__}: {error}".splitlines()[0]
             print(f"failed: {failed[str(job)]}", flush=True)
@@ -217,6 +226,9 @@ def _todo(store, jobs, arguments):
 def _dry_run(study, jobs, arguments):
     store, total, unknown = results.Store(arguments.results, study), 0.0, 0
     for job in _todo(store, jobs, arguments)[0]:
+        if not arguments.again and store.found_elsewhere(job):
+            print(f"{job}: stands in another study")
+            continue
         seconds = store.expected_seconds(job)
         total, unknown = total + (seconds or 0), unknown + (seconds is None)
         state = "half done, " if job.workdir.exists() else ""

@@ -42,7 +42,7 @@ def metrics_table(rows, metrics=METRICS, paper=None, extra=None):
     parts = [INTRO.format(metrics=" / ".join(metrics))]
     for dataset in datasets_of(rows):
         runs = runs_of(rows, dataset)
-        comparisons = [row for row in rows if row["kind"] == "comparison" and row["dataset"] == dataset]
+        comparisons = compared_in(rows, dataset)
         adjusted = holm([row["p"] for row in comparisons])
         compared = {(row["label"], row["metric"]): (row, p) for row, p in zip(comparisons, adjusted, strict=True)}
         marked = {key for key, (_, p) in compared.items() if p < LEVEL}
@@ -120,6 +120,13 @@ def _honest(settings, metric, marked):
     return cells
 
 
+def compared_in(rows, dataset, grouped=False):
+    """Return the comparisons of a dataset that are of all its test targets, or of groups of them."""
+    return [
+        row for row in rows if row["kind"] == "comparison" and row["dataset"] == dataset and ("group" in row) == grouped
+    ]
+
+
 def _comparisons(compared, metrics):
     """Return what was found user by user, one line a setting."""
     first = next(iter(compared.values()))[0]
@@ -130,7 +137,7 @@ def _comparisons(compared, metrics):
     lines = []
     for label in labels:
         found = [compared.get((label, metric)) for metric in shown]
-        lines.append([label, *(_difference(*pair) if pair else NONE for pair in found)])
+        lines.append([label, *(difference(*pair) if pair else NONE for pair in found)])
         if welch:
             p = (pair[0]["welch_p"] if pair else None for pair in found)
             lines[-1].append(" / ".join(NONE if value is None else f"{value:.2g}" for value in p))
@@ -146,7 +153,8 @@ def _comparisons(compared, metrics):
     return f"{text}\n\n{markdown(header, lines)}"
 
 
-def _difference(row, p):
+def difference(row, p):
+    """Set a comparison out with its interval and its adjusted p."""
     return f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] p {p:.2g}".replace("-", "−")
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from kdsr_jax.data.batches import Batches
 from kdsr_jax.data.sequences import limit_targets
 from kdsr_jax.errors import UserError
+from kdsr_jax.models.student import candidates_of
 from kdsr_jax.ops import metrics
 from kdsr_jax.resident import at_slots, cut_batch, make_resident
 
@@ -115,7 +116,9 @@ class Evaluator:
     def _candidate_vectors(self, variables):
         """Return the vectors [N, dim] that representations are compared with, as they rest."""
         variables = self._placement.unpack(variables, self._student.num_items)
-        return self._placement.pad(self._student.apply(variables, method="candidate_vectors"))
+        if self._placement.model > 1:  # every device makes those of its own items
+            return self._placement.pad(self._student.apply(variables, method="candidate_vectors"))
+        return self._placement.pad(candidates_of(self._student, variables))
 
     def _shown(self, *results):
         """Put results on every device, for the host to look at."""

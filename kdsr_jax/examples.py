@@ -8,6 +8,7 @@ import numpy as np
 
 from kdsr_jax.data.interactions import statistics, train_lengths
 from kdsr_jax.explain import most_alike
+from kdsr_jax.models.student import candidates_of
 from kdsr_jax.report.bins import histogram
 from kdsr_jax.report.pictures import item_picture
 
@@ -108,7 +109,7 @@ def _score(run, state, histories):
         variables = run.placement.unpack({"params": params, "frozen": frozen}, run.student.num_items)
         states = run.student.apply(variables, histories, method="encode")
         last = jnp.take_along_axis(states, (histories > 0).sum(1)[:, None, None] - 1, 1)[:, 0]
-        return last @ run.student.apply(variables, method="candidate_vectors").T
+        return last @ candidates_of(run.student, variables).T
 
     return np.asarray(score(state.params, state.frozen, run.placement.put(histories)))
 

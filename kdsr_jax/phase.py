@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable
 
@@ -194,15 +195,22 @@ class PhaseRunner:
           Diverged: a loss part or the gradient became NaN or infinite.
         """
         chunks, warmup = self.batches.chunks_per_epoch, epoch <= self.run.config.model.warmup_epochs
-        sums, total = {}, 0.0
-        with reporting.EpochProgress(self.phase.name, epoch, self.phase.epochs, chunks, last_metrics) as progress:
+        done, sums, total = int(state.step), {}, 0.0
+
+        def logs():
+            nonlocal state
             for index in range((epoch - 1) * chunks, epoch * chunks):
-                before = int(state.step)
                 state, log = self.train_chunk(state, index, warmup)
+                yield log
+
+        with reporting.EpochProgress(self.phase.name, epoch, self.phase.epochs, chunks, last_metrics) as progress:
+            # A chunk's log is read when the next chunk is under way, so that the device never waits for the host.
+            for log, _ in itertools.pairwise(itertools.chain(logs(), [None])):
                 log = {name: np.asarray(values, np.float64) for name, values in jax.device_get(log).items()}
                 if not all(np.isfinite(values).all() for values in log.values()):
-                    processes.together(lambda: self._stop(log, epoch, before))  # noqa: B023 - called at once
+                    processes.together(lambda: self._stop(log, epoch, done))  # noqa: B023 - called at once
                 targets = log.pop("targets")
+                done += np.count_nonzero(targets)
                 total += targets.sum()
                 for name, values in log.items():
                     sums[name] = sums.get(name, 0.0) + float(values @ targets)

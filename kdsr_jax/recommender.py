@@ -28,6 +28,7 @@ from kdsr_jax.data.digest import feature_digests
 from kdsr_jax.errors import UserError
 from kdsr_jax.explain import Explanation, explain
 from kdsr_jax.layout import make_student, table_width
+from kdsr_jax.models.student import candidates_of
 from kdsr_jax.ops.scoring import DISTANCES, SCORE_FNS
 from kdsr_jax.report.files import read_json
 from kdsr_jax.teacher import fit_teachers
@@ -298,7 +299,7 @@ class Recommender:
     @functools.cached_property
     def item_vectors(self):
         """[N, dim] float32, on the device: what histories are compared with."""
-        return jax.jit(lambda variables: self.student.apply(variables, method="candidate_vectors"))(self.variables)
+        return jax.jit(functools.partial(candidates_of, self.student))(self.variables)
 
     @functools.cached_property
     def score_histories(self):

@@ -175,6 +175,7 @@ class Trainer:
 
 def _unless_idle(ids, step, state):
     """Return (state, log) of a step, or where all of its window ids are -1 the state as it is and zeros."""
+    step = jax.jit(step, inline=True)  # traced once for both
     _, log = jax.eval_shape(step, state)
     idle = {name: jnp.zeros(a.shape, a.dtype) for name, a in log.items()}
     return jax.lax.cond(jnp.any(ids >= 0), step, lambda s: (s, idle), state)

@@ -13,6 +13,8 @@ from kdsr_jax.models.backbones.base import Inputs
 from kdsr_jax.models.embeddings import INITIALIZER, Fusion, ItemTable
 from kdsr_jax.models.readout import Readout
 
+ITEMS_AT_ONCE = 2**16  # for which vectors are made; more only cost memory
+
 
 class Facts(NamedTuple):
     """What is known of a modality besides the rows of its table; never trained.
@@ -71,6 +73,11 @@ class Student(nn.Module):
     def trained_on(self):
         """What the backbone is trained on, "positions" or "prefixes"; see ``Backbone``."""
         return BACKBONES[self.backbone].trained_on
+
+    @property
+    def scores_by_ids(self):
+        """Whether representations are scored against rows of the id table as they are."""
+        return self.item_scores == "ids" and not hasattr(BACKBONES[self.backbone], "candidates")
 
     def setup(self):
         """Make the tables, whose attribute names are the parameter paths, and what reads them."""
@@ -157,11 +164,12 @@ class Student(nn.Module):
         Returns:
           [M, dim] float32, or [N, dim].
         """
-        own = getattr(BACKBONES[self.backbone], "candidates", None)
-        if own is None and self.item_scores == "ids":
+        if self.scores_by_ids:
             return self.item_embedding.embedding[1:] if items is None else self.item_embedding(items)
         inputs = self.inputs((jnp.arange(1, self.num_items + 1) if items is None else items)[:, None])
-        return inputs.fused[:, 0] if own is None else self.encoder.candidates(inputs, deterministic)
+        if hasattr(BACKBONES[self.backbone], "candidates"):
+            return self.encoder.candidates(inputs, deterministic)
+        return inputs.fused[:, 0]
 
     def contrasts(self, items):
         """Return the views (first, second, present) of items [M] int32 that a warm-up tells apart, with dropout; 0 has none."""
@@ -213,6 +221,24 @@ class DistillationHead(nn.Module):
         """Return W_out ReLU(W_c |x - y|), [..., num_codes], for x, y [..., width]."""
         distance = (x - y) * jnp.sign(x - y)  # |x - y| with gradient 0, not 1, where x equals y
         return self.code_out(nn.relu(self.code_hidden(distance)))
+
+
+def candidates_of(student, variables):
+    """Do as ``Student.candidate_vectors`` does for all items, where layers make the vectors for ``ITEMS_AT_ONCE`` at a time.
+
+    Args:
+      student: Student.
+      variables: its variables.
+
+    Returns:
+      [N, dim] float32.
+    """
+    items = jnp.arange(1, student.num_items + 1, dtype=jnp.int32)
+    if len(items) <= ITEMS_AT_ONCE or student.scores_by_ids:
+        return student.apply(variables, method="candidate_vectors")
+    parts = jnp.pad(items, (0, -len(items) % ITEMS_AT_ONCE)).reshape(-1, ITEMS_AT_ONCE)
+    vectors = jax.lax.map(lambda part: student.apply(variables, True, part, method="candidate_vectors"), parts)
+    return vectors.reshape(-1, student.dim)[: len(items)]
 
 
 def init_student(student, key, tables, facts=None):

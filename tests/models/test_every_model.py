@@ -25,6 +25,7 @@ from kdsr_jax import config
 from kdsr_jax.data.batches import Batches
 from kdsr_jax.data.interactions import Interactions
 from kdsr_jax.data.sequences import train_windows
+from kdsr_jax.models import student as student_module
 from kdsr_jax.models.backbones import BACKBONES
 from kdsr_jax.models.embeddings import FUSIONS
 from kdsr_jax.optim import path_name
@@ -62,6 +63,16 @@ def test_shapes(name, kind, fusion):
     assert tables == {table for table in params if table in tables} | {table for table in frozen if table in tables}
     assert tables.isdisjoint(frozen if kind == "tuned" else params)  # what is frozen has no gradient at all
     assert ("item_embedding" in params) == BACKBONES[name].has_ids
+
+
+@pytest.mark.parametrize(("name", "scores"), [("sasrec", "ids"), ("sasrm", "fused"), ("mmsrec", "ids")])
+def test_item_vectors_are_the_same_when_made_a_few_at_a_time(name, scores, monkeypatch):
+    student, variables = build(name, item_scores=scores)
+    whole = jax.jit(functools.partial(student_module.candidates_of, student))(variables)
+    monkeypatch.setattr(student_module, "ITEMS_AT_ONCE", 5)
+    parts = jax.jit(functools.partial(student_module.candidates_of, student))(variables)
+    assert parts.shape == (N, DIM) and N % 5
+    np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-6)
 
 
 # --- gradients -------------------------------------------------------------------------------------------------------

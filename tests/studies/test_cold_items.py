@@ -1,39 +1,49 @@
 """Cold items: bins, means and intervals held against what was worked by hand, and their table and picture."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from experiments import cold_items
 from experiments.cold_items import by_bin, intervals, measure
+from kdsr_jax.data.interactions import Interactions
 from kdsr_jax.errors import UserError
 
 
-def write_ranks(folder, **changed):
-    arrays = {
-        "user": [0, 0, 1, 2, 2],
-        "rank": [1, 40, 4, 2, 21],
-        "target_train_count": [0, 1, 4, 50, 900],
-        "history_length": [4, 5, 19, 49, 50],
-    }
-    arrays = {name: np.array(values, np.int32) for name, values in (arrays | changed).items() if values is not None}
-    np.savez(folder / "ranks.npz", position=np.arange(5), **arrays)
+@pytest.fixture
+def shop(monkeypatch):
+    """Three users with 1, 2 and 1 test targets: item 3, which no train part has, 1 (11 times there), 4 (4 times), and 1 again."""
+    items = np.array([1, 2, 1, 2, 3] + [1] * 9 + [1, 4] + [4, 4, 4, 4, 1], np.int32)
+    log = Interactions(items, np.array([0, 5, 16, 21]), np.arange(3).astype(str), np.arange(5).astype(str))
+    monkeypatch.setattr("kdsr_jax.train.load_data", lambda config: SimpleNamespace(interactions=log))
+    return SimpleNamespace(data=SimpleNamespace(name="shop", max_length=8))
 
 
-def test_targets_of_a_run_go_to_their_bins(tmp_path):
-    write_ranks(tmp_path)
-    found = measure(None, tmp_path)
+def test_targets_of_a_run_go_to_their_bins(shop):
+    found = measure(shop, {"user": np.array([0, 1, 1, 2]), "rank": np.array([1, 4, 40, 2])})
     sizes = {grouping: {name: bin_["targets"] for name, bin_ in bins.items()} for grouping, bins in found.items()}
-    assert sizes == {
-        "popularity": {"0": 1, "1–4": 2, "50+": 2},
-        "history": {"1–4": 1, "5–9": 1, "10–19": 1, "20–49": 1, "50+": 1},
-    }
+    assert sizes == {"popularity": {"0": 1, "1–4": 1, "10–19": 2}, "history": {"1–4": 2, "5–9": 2}}
     popular = found["popularity"]
     assert popular["0"] == {"targets": 1, "users": 1, "hr@20": [100, 100, 100], "mrr@20": [100, 100, 100]}
-    assert popular["1–4"]["users"] == 2 and popular["1–4"]["hr@20"][0] == 50 and popular["1–4"]["mrr@20"][0] == 12.5
-    # Of the last bin both targets are one user's, so every draw holds both: rank 2 counts a half, rank 21 nothing.
-    assert popular["50+"] == {"targets": 2, "users": 1, "hr@20": [50, 50, 50], "mrr@20": [25, 25, 25]}
+    assert popular["1–4"] == {"targets": 1, "users": 1, "hr@20": [0, 0, 0], "mrr@20": [0, 0, 0]}
+    assert popular["10–19"]["users"] == 2 and popular["10–19"]["mrr@20"][0] == 37.5  # ranks 4 and 2
+    assert found["history"]["5–9"]["users"] == 1 and found["history"]["5–9"]["hr@20"] == [50, 50, 50]
+
+
+def test_groups_are_the_bins_of_popularity(shop):
+    groups = cold_items.by_popularity(shop)
+    assert {name: inside.tolist() for name, inside in groups.items()} == {
+        "0": [True, False, False, False],
+        "1–4": [False, False, True, False],
+        "10–19": [False, True, False, True],
+    }
+
+
+def test_ranks_of_other_targets_are_refused(shop):
+    with pytest.raises(UserError, match="other test targets than shop has"):
+        measure(shop, {"user": np.array([0, 1, 2, 2]), "rank": np.array([1, 4, 40, 2])})
 
 
 @pytest.mark.parametrize("value", range(60))
@@ -71,15 +81,6 @@ def test_users_with_several_alike_targets_widen_the_interval():
     assert (together[2] - together[1]) / (alone[2] - alone[1]) == pytest.approx(2, rel=0.1)
 
 
-@pytest.mark.parametrize("change", [{"rank": None}, None])
-def test_ranks_that_are_damaged_or_missing_are_one_line(tmp_path, change):
-    if change:
-        write_ranks(tmp_path, **change)
-    with pytest.raises(UserError, match=r"ranks\.npz") as caught:
-        measure(None, tmp_path)
-    assert "\n" not in str(caught.value)
-
-
 def make_row(label, seed, popularity):
     row = {"kind": "run", "dataset": "beauty", "label": label, "seed": seed, "config": {}, "commit": "abc", "cores": 2}
     row |= dict.fromkeys(("test", "validation", "paper", "best_epoch", "versions", "eval_seconds"))
@@ -95,6 +96,22 @@ ROWS = [
     make_row("SASRec", 1, {"0": [2.0, 1.5, 3.0], "5–9": [10.0, 9.0, 11.0]}),
     make_row("KDSR", 0, {"0": [3.0, 2.0, 4.0]}),
 ]
+
+
+def test_differences_by_popularity_are_adjusted_together_and_stand_in_a_table_of_their_own():
+    def compared(metric, p, **group):
+        values = {"difference": -0.5, "low": -1.0, "high": 0.25, "p": p, "users": 9, "seeds": [0], "welch_p": None}
+        return (
+            {"kind": "comparison", "dataset": "beauty", "label": "SASRec", "reference": "KDSR", "metric": metric}
+            | values
+            | group
+        )
+
+    rows = [*ROWS, compared("hr@20", 0.5), compared("hr@20", 0.01, group="5–9"), compared("mrr@20", 0.03, group="0")]
+    lines = cold_items.table(rows).splitlines()
+    heading = next(line for line in lines if line.startswith("**beauty: hr@20 of KDSR minus that of others**"))
+    assert "these 2 comparisons" in heading
+    assert "| SASRec | −0.50 [−1.00, +0.25] p 0.02 |" in lines and "| SASRec | −0.50 [−1.00, +0.25] p 0.03 |" in lines
 
 
 def test_the_table_holds_means_over_seeds_with_intervals_and_empty_cells_where_a_bin_is_empty():

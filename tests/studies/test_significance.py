@@ -123,6 +123,12 @@ def test_settings_are_compared_over_the_seeds_that_both_have(tmp_path):
     assert significance.compare_all("", files) == []
     assert significance.compare_all("KDSR", files, {("beauty", "tuned", (1,))}) == []
     assert significance.compare_all("KDSR", files, {("beauty", "tuned", (1, 2))}) == found
+    # Of the second target, at rank 9 in both, there is nothing to tell.
+    groups = {"first": np.array([True, False]), "second": np.array([False, True])}
+    grouped = significance.compare_all("KDSR", files, groups=lambda dataset: groups)
+    assert grouped[: len(found)] == found and len(grouped) == 3 * len(found)
+    hits = {line["group"]: line["difference"] for line in grouped if line["metric"] == "hr@5" and "group" in line}
+    assert hits == {"first": pytest.approx(100), "second": 0}
 
 
 def test_best_baseline_is_that_of_validation():

@@ -102,6 +102,24 @@ def test_a_run_of_another_study_is_taken_over_when_its_folder_is_gone(run, work,
     shutil.rmtree(tmp_path / "runs")
     assert run(study=measured)[0] == 0
     assert len(work.calls) == called + 3
+    # What is measured of ranks is measured of those that are kept.
+    shutil.rmtree(tmp_path / "runs")
+    ranked = {"best": lambda config, ranks: {"rank": int(ranks["rank"].min())}}
+    assert run(study=make_study(work, name="fourth", settings=other.settings, rank_measures=ranked))[0] == 0
+    assert len(work.calls) == called + 3
+    text = (tmp_path / "results" / "fourth" / "runs.jsonl").read_text()
+    assert [json.loads(line)["measures"] for line in text.splitlines()] == [{"best": {"rank": 1}}] * 2
+
+
+def test_a_new_field_of_the_config_leaves_the_folders_of_runs_as_they_are(work, tmp_path, monkeypatch):
+    def folders():
+        return [job.workdir for job in module.plan(make_study(work), _arguments(tmp_path), TINY[1:-1])]
+
+    now, relevant = folders(), module.records.relevant
+    monkeypatch.setattr(
+        module.records, "relevant", lambda c: {k: v for k, v in relevant(c).items() if k != "train.prefixes"}
+    )
+    assert folders() == now and len(set(now)) == 3
 
 
 def test_what_changed_is_run_again_and_takes_the_place_of_the_old(run, work, tmp_path):
