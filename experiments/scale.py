@@ -289,7 +289,8 @@ LIMITS = """## Limits
 
 - **Histories are held in memory**, and once more on the device: 10⁸ interactions are 1.2 GB on the host and 0.4 GB on the device. Longer ones
   than memory holds are refused with a line that says how much is missing.
-- **Tables are whole**: parameters and moments of all items are on the devices, spread over `mesh.model` of them.
+- **Tables are whole**: parameters and moments of all items are on the devices, spread over `mesh.model` of them. Item vectors that layers make
+  (`model.item_scores=fused`, MMSRec) are made for 65,536 items at a time, or by every device for its own; the N vectors themselves are whole.
 - **`--mode=stats` of a planted shop** ranks every test target by its true law over all N items, which takes N times the targets: leave it out
   for large shops.
 - **The teacher** holds the features of one modality, N·d_m·4 bytes, and is fitted once."""
