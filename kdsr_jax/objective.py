@@ -22,14 +22,17 @@ class Objective:
       placement: Placement; None on one device.
       sampled_items: drawn uniformly in each step for the softmax; 0 is the softmax over all items.
       num_items: N, from which these are drawn, however many rows the student's tables have.
-      pair_budget: of one modality, its share of ``distill.pair_budget``; 0 is all pairs.
     """
 
     def __init__(self, student, distill, score_fn, num_splits, cluster_weight=0.0, placement=None, sampled_items=0):
         self.student, self.distill, self.placement = student, distill, placement
         self.sampled_items, self.num_items = sampled_items, student.num_items
         self.score_fn, self.num_splits, self.cluster_weight = score_fn, num_splits, cluster_weight
-        self.pair_budget = -(-distill.pair_budget // max(1, len(student.modalities)))
+
+    @property
+    def pair_budget(self):
+        """Item pairs a step of one modality, its share of ``distill.pair_budget``; 0 is all pairs."""
+        return -(-self.distill.pair_budget // len(self.student.modalities))
 
     def on_rows(self, count):
         """Return the same objective for a student with tables of so many rows, row 0 included."""
