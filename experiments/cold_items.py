@@ -18,7 +18,7 @@ from experiments import tables
 from experiments.panels import arrange, datasets_of, runs_of
 from experiments.significance import holm
 from experiments.study import DATASETS, Setting, Study, main
-from kdsr_jax.data.interactions import train_lengths
+from kdsr_jax.data.interactions import in_train_part, train_counts
 from kdsr_jax.errors import UserError
 from kdsr_jax.report.charts import bar_chart
 
@@ -65,13 +65,11 @@ def targets(config):
     from kdsr_jax.train import load_data  # which imports jax
 
     interactions = load_data(config).interactions
-    lengths = interactions.lengths
-    user, trained = np.repeat(np.arange(len(lengths)), lengths), np.repeat(train_lengths(lengths), lengths)
-    position = np.arange(len(user)) - np.repeat(interactions.offsets[:-1], lengths)
-    tested = position >= trained
-    counts = np.bincount(interactions.items[~tested], minlength=interactions.num_items + 1)
-    values = {"popularity": counts[interactions.items[tested]]}
-    return user[tested], values | {"history": np.minimum(position[tested], config.data.max_length)}
+    tested = ~in_train_part(interactions)
+    user = np.repeat(np.arange(interactions.num_users), interactions.lengths)[tested]
+    popularity = train_counts(interactions)[interactions.items[tested]]
+    history = np.minimum(interactions.positions[tested], config.data.max_length)
+    return user, {"popularity": popularity, "history": history}
 
 
 def by_popularity(config):

@@ -6,6 +6,7 @@ user by user when their folders are gone.
 
 import contextlib
 import fcntl
+import functools
 import json
 import pathlib
 import statistics
@@ -80,7 +81,7 @@ class Store:
                 files.setdefault((job.dataset, job.label), {})[job.seed] = self._ranks(job)
         known = {(row["dataset"], row["label"], tuple(row["seeds"])) for row in rows if row["kind"] == "comparison"}
         configs = {job.dataset: job.config for job in jobs}
-        groups = self.study.groups and (lambda dataset: self.study.groups(configs[dataset]))
+        groups = self.study.groups and functools.cache(lambda dataset: self.study.groups(configs[dataset]))
         made = significance.compare_all(self.study.reference, files, known, groups)
         keys = {_comparison(row) for row in made}
         self._change(lambda rows: [*(row for row in rows if _comparison(row) not in keys), *made])

@@ -12,7 +12,7 @@ import numpy as np
 from kdsr_jax import processes, reporting
 from kdsr_jax.checkpoint import Checkpoints
 from kdsr_jax.data.batches import Batches
-from kdsr_jax.data.interactions import train_lengths
+from kdsr_jax.data.interactions import train_counts
 from kdsr_jax.data.sequences import Windows, limit_targets
 from kdsr_jax.errors import Diverged
 from kdsr_jax.evaluate import Evaluator, summarise
@@ -255,7 +255,8 @@ class PhaseRunner:
         longest = self.batches.buckets[-1].length
         chunks = (self.batches.chunk(index) for index in range(self.batches.chunks_per_epoch))
         ids = next(ids for length, ids in chunks if length == longest)
-        ids = np.pad(ids[:1], ((0, 0), (0, (1 << (ids.shape[1] - 1).bit_length()) - ids.shape[1])), constant_values=-1)
+        rows = 1 << (ids.shape[1] - 1).bit_length()
+        ids = np.pad(ids[:1], ((0, 0), (0, rows - ids.shape[1])), constant_values=-1)
         ids = self.run.placement.put_rows(ids)[0]
         norms = self._trainer.part_gradient_norms(state, self._resident, self.run.teachers, ids, length=longest)
         return {name: float(value) for name, value in norms.items()}
@@ -268,7 +269,7 @@ class PhaseRunner:
         if max(scores[:-1], default=-1.0) >= scores[-1]:
             return  # the first of equal ones stays, as among the checkpoints
         e = self.evaluator
-        counts = _train_counts(self.run.dataset.interactions)
+        counts = train_counts(self.run.dataset.interactions)
         self.folder.write_arrays(
             "ranks.npz",
             user=e.users,
@@ -280,11 +281,3 @@ class PhaseRunner:
             epoch=evaluations[-1]["epoch"],
             evaluated_on=self.phase.label,
         )
-
-
-def _train_counts(interactions):
-    """Count how often each item [N + 1] stands in a train part."""
-    lengths = interactions.lengths
-    position = np.arange(len(interactions.items)) - np.repeat(interactions.offsets[:-1], lengths)
-    trained = position < np.repeat(train_lengths(lengths), lengths)
-    return np.bincount(interactions.items[trained], minlength=interactions.num_items + 1)

@@ -70,6 +70,11 @@ class Interactions:
         """Length of each user's history, [U] int64."""
         return np.diff(self.offsets)
 
+    @property
+    def positions(self) -> np.ndarray:
+        """Place of each of `items` in its history, [n] int64 from 0."""
+        return np.arange(len(self.items)) - np.repeat(self.offsets[:-1], self.lengths)
+
 
 def log_from_rows(rows: Iterable[tuple[str, str, int]]) -> RawLog:
     """Collect rows of raw user id, raw item id and time, a whole number of 63 bits, into a log in their order."""
@@ -169,6 +174,17 @@ def train_lengths(lengths: np.ndarray) -> np.ndarray:
         [U] int64, `lengths - max(1, lengths // 5)`.
     """
     return lengths - np.maximum(1, lengths // 5)
+
+
+def in_train_part(interactions: Interactions) -> np.ndarray:
+    """Say which of `items` are for training, [n] bool."""
+    return interactions.positions < np.repeat(train_lengths(interactions.lengths), interactions.lengths)
+
+
+def train_counts(interactions: Interactions) -> np.ndarray:
+    """Return how often each item stands in a train part, [N + 1] int64."""
+    trained = interactions.items[in_train_part(interactions)]
+    return np.bincount(trained, minlength=interactions.num_items + 1)
 
 
 def statistics(interactions: Interactions, features: Mapping[str, Features]) -> dict:

@@ -111,6 +111,12 @@ def test_a_run_of_another_study_is_taken_over_when_its_folder_is_gone(run, work,
     assert [json.loads(line)["measures"] for line in text.splitlines()] == [{"best": {"rank": 1}}] * 2
 
 
+def test_ranks_that_are_damaged_end_in_one_line_at_the_end(run, work, monkeypatch):
+    monkeypatch.setattr(np, "savez", lambda file, **_: file.write_bytes(b"no arrays"))
+    code, _, errors = run(study=make_study(work, rank_measures={"best": lambda config, ranks: {}}))
+    assert code == 1 and errors.count("ranks.npz") == 3 and "Traceback" not in errors
+
+
 def test_a_new_field_of_the_config_leaves_the_folders_of_runs_as_they_are(work, tmp_path, monkeypatch):
     def folders():
         return [job.workdir for job in module.plan(make_study(work), _arguments(tmp_path), TINY[1:-1])]

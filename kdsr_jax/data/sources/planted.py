@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdsr_jax.data.interactions import Interactions, RawLog, train_lengths
+from kdsr_jax.data.interactions import Interactions, RawLog, in_train_part, train_lengths
 from kdsr_jax.data.sources.planted_icons import FACETS, icon
 from kdsr_jax.data.sources.planted_kernel import HABITS, RELATIONS, Kernel, blocks, relation
 
@@ -93,7 +93,11 @@ class PlantedShop:
             Ranks [T] from 1, ties against the target, and the probability [T, len(topk)] that the target is among the
             first k. Exact where the k-core removed nothing, else very nearly so.
         """
-        catalogue, lengths, test = self.index(interactions.item_ids[1:]), interactions.lengths, _is_test(interactions)
+        catalogue, lengths, test = (
+            self.index(interactions.item_ids[1:]),
+            interactions.lengths,
+            ~in_train_part(interactions),
+        )
         items = catalogue[interactions.items - 1]
         _, before = _with_item_before(items, lengths)
         evidence = self.kernel.evidence(before, test, items)
@@ -115,7 +119,7 @@ class PlantedShop:
 
     def popularity_hit_rates(self, interactions: Interactions, topk: Sequence[int] = (5, 10, 20)) -> dict[str, float]:
         """Return the ``hr@k`` in percent of ranking every item by its count in the train parts."""
-        test = _is_test(interactions)
+        test = ~in_train_part(interactions)
         counts = np.bincount(interactions.items[~test], minlength=len(interactions.item_ids))[1:]
         ranks = len(counts) - np.searchsorted(np.sort(counts), counts)  # ties count against an item
         return _hit_rates(ranks[interactions.items[test] - 1], topk)
@@ -251,13 +255,6 @@ def _metadata(item_id: str, facets: Sequence[int]) -> dict:
     """Return an item's metadata; the title names what the text modality sees."""
     named = {name: values[facet] for (name, values), facet in zip(FACETS.items(), facets, strict=True)}
     return {"item_id": item_id, "title": f"{named['brand']} {named['shape']}", **named}
-
-
-def _is_test(interactions: Interactions) -> np.ndarray:
-    """Return which interactions are test targets, [n] bool."""
-    lengths = interactions.lengths
-    positions = np.arange(len(interactions.items)) - np.repeat(interactions.offsets[:-1], lengths)
-    return positions >= np.repeat(train_lengths(lengths), lengths)
 
 
 def _with_item_before(items: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
