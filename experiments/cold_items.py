@@ -8,7 +8,6 @@ An item's popularity is how often it stands in a train part; 0 is unseen in trai
 fifth of the items is cold. Intervals are bootstrapped over users, who may have several targets.
 """
 
-import dataclasses
 import statistics
 import sys
 
@@ -17,7 +16,7 @@ import numpy as np
 from experiments import tables
 from experiments.panels import arrange, datasets_of, runs_of
 from experiments.significance import holm
-from experiments.study import DATASETS, Setting, Study, main
+from experiments.study import Setting, Study, main
 from kdsr_jax.data.interactions import in_train_part, train_counts
 from kdsr_jax.errors import UserError
 from kdsr_jax.report.charts import bar_chart
@@ -37,8 +36,7 @@ SETTINGS = {
     "KDSR": Setting("kdsr-sasrm"),
     "KDSR, fused": Setting("kdsr-sasrm", FUSED),
 }
-COLD, REFERENCE = ", many cold", "KDSR"
-REAL = tuple(name for name in DATASETS if name != "planted")
+REFERENCE = "KDSR"
 
 
 def measure(config, ranks):
@@ -202,15 +200,10 @@ def _cell(runs, grouping, name, metric):
 STUDY = Study(
     name="cold_items",
     title="Cold items and short histories",
-    settings={label: dataclasses.replace(setting, datasets=REAL) for label, setting in SETTINGS.items()}
-    | {
-        label + COLD: dataclasses.replace(
-            setting, words=(*setting.words, "data.planted.cold_rate=0.2"), datasets=("planted",)
-        )
-        for label, setting in SETTINGS.items()
-    },
+    settings=SETTINGS,
     datasets=("beauty", "sports", "planted"),
     words=("eval.protocol=both",),  # as Table 2's runs, which stand for these
+    dataset_words={"planted": ("data.planted.cold_rate=0.2",)},
     reference=REFERENCE,
     groups=by_popularity,
     rank_measures={"cold_items": measure},

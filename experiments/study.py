@@ -66,6 +66,7 @@ class Study:
       settings: dict label -> Setting, in the order of the table.
       datasets: names of configs/, in the order of rank.
       words: FIELD=VALUE of every run.
+      dataset_words: dict name -> FIELD=VALUE of every run on that dataset.
       reference: label of the setting that all others are compared with, user by user; "" compares nothing.
       groups: config -> dict name -> [T] bool, groups of the test targets, which are compared each by itself as well; or None.
       work: (config, workdir) -> dict of results; ``train`` unless the study measures something else, which then stands in
@@ -83,6 +84,7 @@ class Study:
     table: Callable
     datasets: tuple = ("beauty",)
     words: tuple = ()
+    dataset_words: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
     reference: str = ""
     groups: Callable | None = None
     work: Callable = train
@@ -173,7 +175,8 @@ def plan(study, arguments, settings):
 def make_job(study, dataset, label, seed, settings, folder, places):
     """Return the Job of one run; ``places`` are the folders of the settings before it, by label."""
     setting = study.settings[label]
-    words = [f"--config.{word}" for word in (*study.words, *(word.format_map(places) for word in setting.words))]
+    own = (word.format_map(places) for word in setting.words)
+    words = [f"--config.{word}" for word in (*study.words, *study.dataset_words.get(dataset, ()), *own)]
     config = cli.load_config(f"{_config_file(dataset)}:{setting.variant}".removesuffix(":"))
     cli.apply_settings(config, [*words, f"--config.seed={seed}", *settings])
     validate(config)

@@ -27,7 +27,7 @@ STUDIES = {
     "figure4": "text facets, d=16; text facets, d=32",
     "complexity": "H=1, L=10; H=1, L=20",
     "sensitivity": "D=8; D=4",
-    "cold_items": "SASRec, many cold; KDSR, fused, many cold",
+    "cold_items": "SASRec; KDSR",
     "prefix_vs_positions": "positions; prefixes",
 }
 TINY = [
