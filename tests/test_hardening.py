@@ -269,12 +269,12 @@ def test_a_full_disk_is_one_line_and_loses_nothing(finished, tiny_words, command
 @pytest.mark.slow
 def test_a_disk_that_is_full_at_any_time_loses_nothing(finished, tiny_words, command, disk, fill_up):
     lines = []
-    for free in range(0, 600_000, 60_000):
+    for free in range(0, 600_000, 120_000):
         lines.append(run_on_a_disk_that_is_full(tiny_words("eval.protocol=both"), command, disk, fill_up, free))
         assert_same_result(disk / "run", finished)
         shutil.rmtree(disk / "run")
     failed = [line for line in lines if line]
-    assert len(failed) > 4
+    assert len(failed) > 2
     assert {"checkpoints" in line for line in failed} == {True, False}, failed
 
 

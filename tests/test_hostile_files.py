@@ -266,7 +266,7 @@ def test_any_bytes_give_data_or_one_error(place, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_many_more_bytes_give_data_or_one_error(place, name):
-    any_bytes(name, 5000)(place)
+    any_bytes(name, 2000)(place)
 
 
 # JSON values of every kind, and text that is nearly JSON.

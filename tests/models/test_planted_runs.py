@@ -10,8 +10,8 @@ from kdsr_jax.config import BACKBONES
 
 SHOP = (
     *("data.planted.num_users=150", "data.planted.num_items=60", "data.planted.mean_length=9", "data.k_core=2"),
-    *("teacher.num_codes=16", "teacher.num_pairs=5000", "model.dim=16", "model.num_clusters=8", "data.max_length=8"),
-    *("train.epochs=2", "train.batch_size=64", "eval.protocol=paper", "forgetting.num_pairs=500"),
+    *("teacher.num_codes=16", "teacher.num_pairs=5000", "model.dim=16", "model.num_layers=1", "model.num_clusters=8"),
+    *("data.max_length=8", "train.epochs=2", "train.batch_size=64", "eval.protocol=paper", "forgetting.num_pairs=500"),
 )
 
 

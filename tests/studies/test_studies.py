@@ -25,14 +25,14 @@ STUDIES = {
     "figure1": "ids; plain; distilled",
     "figure3": "SASRec, frozen; SASRec, tuned + CDL",
     "figure4": "text facets, d=16; text facets, d=32",
-    "complexity": "H=1, L=10; H=1, L=20",
+    "complexity": "H=1, L=10",
     "sensitivity": "D=8; D=4",
     "cold_items": "SASRec; KDSR",
     "prefix_vs_positions": "positions; prefixes",
 }
 TINY = [
     *("--datasets=planted", "--config.data.planted.num_users=200", "--config.data.planted.num_items=150"),
-    *("--config.forgetting.num_pairs=200", "--config.teacher.num_pairs=2000"),
+    *("--config.forgetting.num_pairs=200", "--config.teacher.num_pairs=2000", "--config.model.num_layers=1"),
 ]
 
 
