@@ -265,7 +265,7 @@ How time and memory grow with the log and with the catalogue, measured by `pytho
 `benchmarks/scale.json`; this page and its picture are drawn from that file alone (`--draw`). Every size is a process of its own;
 memory is its largest resident size. The exponent b of a power law a·xᵇ is fitted by least squares of the logarithms: 1 is
 proportional. Small sizes hold fixed costs, which make fitted exponents smaller than those of large sizes. The load is the number of runnable processes on two shared
-virtual cores: **the machine was busy with other work** where it is above 1, and single seconds may be a few times too long.
+virtual cores, which the measurement itself can keep busy: **other work ran beside it** where the load is well above 2, and seconds may be too long.
 
 ![Seconds and memory by size, both logarithmic](scale.svg)"""
 LOG_PROSE = """Users take random items at random times, 20 interactions a user and 50 an item on average, in parquet shards of at most
