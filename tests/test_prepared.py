@@ -124,11 +124,18 @@ def test_examples_are_decoded_in_any_order_of_their_features(fields, rng):
     assert shards.decode_example(message(1, b"".join(entries))) == fields
 
 
-def test_tfds_reads_the_shards_too(cache):
+@pytest.mark.parametrize("users", [250_000, 7])
+def test_tfds_reads_the_shards_too(cache, users, monkeypatch):
     import tensorflow_datasets as tfds
 
+    from kdsr_jax.data.sources import builders
+
+    monkeypatch.setattr(builders, "USERS_PER_SHARD", users)
     interactions, _ = Shop().load()
+    assert_same(interactions, Shop().load()[0])
     [folder] = folders(cache)
+    shard_files = list((folder / shards.NAME / shards.VERSION).glob("*.array_record-*"))
+    assert len(shard_files) == -(-interactions.num_users // users)
     source = tfds.builder_from_directory(folder / shards.NAME / shards.VERSION).as_data_source(split="train")
     assert "tensorflow" not in sys.modules
     assert len(source) == interactions.num_users
