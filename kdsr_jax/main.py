@@ -3,7 +3,6 @@
 python -m kdsr_jax.main --config=FILE[:VARIANT] --workdir=FOLDER [--mode=MODE] [--config.FIELD=VALUE ...]
 """
 
-import gc
 import json
 import logging
 import sys
@@ -37,7 +36,6 @@ def run(words: Sequence[str]) -> None:
         from kdsr_jax.encode import encode_missing
 
         encode_missing(config)
-    gc.set_threshold(100_000, 20)  # importing and tracing make millions of objects that stay; 700 is the default
     from kdsr_jax import train
 
     work = train.train_and_evaluate if mode == "train" else train.evaluate_workdir

@@ -1,7 +1,6 @@
 """Settings for all tests. They go through the environment, so that tests that need no jax do not import it."""
 
 import contextlib
-import gc
 import logging
 import os
 import shlex
@@ -22,8 +21,6 @@ if (
 ):  # jax does not write programs by rename, so none must be read while another writes
     os.environ["JAX_COMPILATION_CACHE_DIR"] += "/" + os.environ["PYTEST_XDIST_WORKER"]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-
-gc.set_threshold(100_000, 20)  # as kdsr_jax.main does, and for its reason
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")

@@ -128,9 +128,9 @@ def test_examples_are_decoded_in_any_order_of_their_features(fields, rng):
 def test_tfds_reads_the_shards_too(cache, users, monkeypatch):
     import tensorflow_datasets as tfds
 
-    from kdsr_jax.data.sources import builders
+    from kdsr_jax.data import shard_writer
 
-    monkeypatch.setattr(builders, "USERS_PER_SHARD", users)
+    monkeypatch.setattr(shard_writer, "USERS_PER_SHARD", users)
     interactions, _ = Shop().load()
     assert_same(interactions, Shop().load()[0])
     [folder] = folders(cache)
@@ -275,7 +275,7 @@ import resource, signal, sys
 sys.path.insert(0, "tests")
 import numpy as np
 from test_prepared import Shop, assert_same, build_interactions
-import kdsr_jax.data.sources.builders
+import kdsr_jax.data.shard_writer
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
 shop = Shop()
@@ -317,7 +317,7 @@ TWO = """
 import sys, time
 sys.path.insert(0, "tests")
 from test_prepared import Shop
-import kdsr_jax.data.sources.builders
+import kdsr_jax.data.shard_writer
 shop = Shop()
 print("ready", flush=True)
 sys.stdin.readline()
@@ -367,7 +367,7 @@ def test_what_a_killed_process_left_is_removed_and_a_busy_one_is_left_alone(cach
 def test_a_second_start_imports_neither_tfds_nor_jax(cache, repository):
     Shop().load()
     program = (
-        TWO.replace("import kdsr_jax.data.sources.builders\n", "")
+        TWO.replace("import kdsr_jax.data.shard_writer\n", "")
         + "print([n for n in ('tensorflow_datasets', 'jax') if n in sys.modules])"
     )
     done = subprocess.run(

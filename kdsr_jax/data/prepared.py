@@ -72,7 +72,7 @@ def _prepare(source: Source, k_core: int) -> tuple[Interactions, list[dict] | No
 
 def _keep(place: Path, origin: str, interactions: Interactions, items: list[dict] | None) -> None:
     """Write prepared data beside its place, read it back, and move it there; leave it to another process that is at it."""
-    from kdsr_jax.data.sources import builders
+    from kdsr_jax.data import shard_writer
 
     root = place.parent
     root.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def _keep(place: Path, origin: str, interactions: Interactions, items: list[dict
         temporary = root / f"{_TEMPORARY}{os.getpid()}"
         try:
             temporary.mkdir()
-            builders.write(temporary, interactions)
+            shard_writer.write(temporary, interactions)
             shards.complete(temporary, interactions.item_ids, items, origin)
             if not _same(interactions, shards.read(temporary)[0]):
                 raise OSError("it reads back differently")

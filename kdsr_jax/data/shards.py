@@ -1,6 +1,6 @@
 """Reads prepared data back: histories in array_record shards and the item map in JSON, checked against their sha256.
 
-The shards are those of a TFDS data set (``sources/builders.py``), and TFDS can read them, too. All records are wanted at
+The shards are those of a TFDS data set (``shard_writer.py``), and TFDS can read them, too. All records are wanted at
 once here, so they are read in bulk and decoded by hand, which needs neither TFDS nor protobuf and a tenth of the time.
 """
 
@@ -24,7 +24,7 @@ def complete(folder: Path, item_ids: np.ndarray, items: list[dict] | None, origi
     """Write all but the shards.
 
     Args:
-        folder: where ``builders.write`` wrote the shards.
+        folder: where ``shard_writer.write`` wrote the shards.
         item_ids: [N + 1] unicode, raw item ids.
         items: N + 1 objects of JSON, or None.
         origin: what the data was prepared from.
@@ -46,7 +46,7 @@ def read(folder: Path) -> tuple[Interactions, list[dict] | None]:
     """Read prepared data.
 
     Args:
-        folder: one that ``builders.write`` and ``complete`` wrote to.
+        folder: one that ``shard_writer.write`` and ``complete`` wrote to.
 
     Returns:
         The interactions, and N + 1 objects of metadata or None.

@@ -45,6 +45,7 @@ def write(folder: Path, interactions: Interactions) -> None:
 
 
 def _records(interactions: Interactions, columns: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """Yield every user's record; columns are cut by the offsets of the interactions."""
     offsets = interactions.offsets.tolist()
     for user, user_id in enumerate(interactions.user_ids.tolist()):
         rows = slice(offsets[user], offsets[user + 1])
