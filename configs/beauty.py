@@ -2,7 +2,7 @@
 
     python -m kdsr_jax.main --config=configs/beauty.py --config.data.root=PATH --workdir=runs/beauty
 
-About 16 s an epoch on 2 CPU cores; expect hr@20 13.5 and mrr@20 4.9 percent on test after 16 epochs (seed 0).
+Expect hr@20 13.5 and mrr@20 4.9 percent on test after 16 epochs (seed 0).
 PATH/beauty holds interactions.* and features/text-minilm.npz.
 ``configs/beauty.py:sasrec`` and the other variants (README, "Which model") are rows to compare with.
 """

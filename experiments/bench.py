@@ -7,7 +7,7 @@
 
 Every model is a process of its own, with everything compiled before the first turn; all take turns, some steps of each bucket and one
 evaluation, and so does a process that measures the machine's peaks. The medians stand in benchmarks/latest.json, from
-which ``experiments.performance`` draws the tables of docs/performance.md; a comparison with another version is printed only
+which ``experiments.performance`` draws the tables of docs/performance.md; what --models or --against ask for is printed only
 (--out=FILE keeps it). Other data sets' numbers stay as they are. Machines differ and are shared: read the ratios.
 """
 
@@ -49,7 +49,7 @@ def main(words=None):
     parser.add_argument("--against", default="", help="commit whose models take turns with those of this tree")
     parser.add_argument("--no-startup", action="store_true", help="leave the start-up as it was")
     parser.add_argument("--no-reach", action="store_true", help="do not measure the time to a quality")
-    parser.add_argument("--out", type=pathlib.Path, help="JSON file; benchmarks/latest.json, and the docs, by default")
+    parser.add_argument("--out", type=pathlib.Path, help="JSON file; of all models benchmarks/latest.json and the docs")
     arguments, settings = parser.parse_known_args(words)
     return answer(lambda: bench(arguments, settings))
 
@@ -64,7 +64,7 @@ def bench(arguments, settings):
         raise UserError(f"--datasets: there is no {unknown[0]!r}; there are {', '.join(DATASETS)}")
     if min(arguments.steps, arguments.rounds) < 1:
         raise UserError("--steps and --rounds must be 1 or more")
-    out = arguments.out or (None if arguments.against else performance.LATEST)
+    out = arguments.out or (None if arguments.against or arguments.models else performance.LATEST)
     saved = (read_json(out) if out else None) or {"datasets": {}}
     for dataset in arguments.datasets.split(","):
         with version(arguments.against) as tree:
@@ -73,10 +73,10 @@ def bench(arguments, settings):
         saved["datasets"][dataset] = found
         if out:
             write_json(out, saved)
-    if not (arguments.no_startup or arguments.against):
+    if out and not (arguments.no_startup or arguments.against):
         saved["startup"] = startup()
         write_json(out, saved)
-    if not (arguments.out or arguments.against):
+    if out and out.resolve() == performance.LATEST:
         performance.main()
 
 

@@ -104,7 +104,7 @@ def table(rows):
     pairs = sorted({_times(row)["pairs"] for row in rows})
     text = "The paper counts L²d for the pairs of a sequence and L²dH for the backbone, by which distillation takes at most "
     text += "1 / (1 + H) of a step. It counts neither the scores of all items nor the classifier of codes, d² a pair. "
-    text += f"Drawn pairs: {', '.join(f'{number:,}' for number in pairs)} a step and modality. Fastest of {ROUNDS} turns.\n\n"
+    text += f"Drawn pairs: {', '.join(f'{number:,}' for number in pairs)} a step, of all modalities together. Fastest of {ROUNDS} turns.\n\n"
     return text + tables.markdown(header, lines) + "\n"
 
 

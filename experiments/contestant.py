@@ -57,7 +57,7 @@ class Contestant:
         """
         step, cpu = {}, 0.0
         for length, bucket in self.buckets.items():
-            index, full = self._fullest_chunk(length)
+            index, full = fullest_chunk(self.runner.batches, length)
             chunks, began = -(-steps // full), time.process_time()
             step[length] = _seconds(self._train, index, chunks) / (chunks * full)
             cpu += bucket.batches * (time.process_time() - began) / (chunks * full)
@@ -120,12 +120,12 @@ class Contestant:
     def _rank(self):
         self.runner.evaluate(self.state)
 
-    def _fullest_chunk(self, length):
-        """Return the number and the steps of the first epoch's chunk with most steps that are no no-ops."""
-        batches = self.runner.batches
-        chunks = [(index, *batches.chunk(index)) for index in range(batches.chunks_per_epoch)]
-        steps = {index: int((ids >= 0).any(1).sum()) for index, padded, ids in chunks if padded == length}
-        return max(steps.items(), key=lambda item: item[1])
+
+def fullest_chunk(batches, length):
+    """Return (number, steps) of the first epoch's chunk of a length with most steps that are no no-ops."""
+    chunks = [(index, *batches.chunk(index)) for index in range(batches.chunks_per_epoch)]
+    steps = {index: int((ids >= 0).any(1).sum()) for index, padded, ids in chunks if padded == length}
+    return max(steps.items(), key=lambda item: item[1])
 
 
 def encoder_maps(params):

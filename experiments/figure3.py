@@ -43,7 +43,7 @@ STUDY = Study(
         for kind, (prefix, words) in KINDS.items()
     },
     datasets=("beauty", "sports", "ml1m"),
-    words=("eval.protocol=both",),  # as Table 2's runs, three of which stand for these
+    words=("eval.protocol=both",),  # as Table 2's runs, of which some stand for these
     table=tables.metrics_table,
     figure=figure,
 )

@@ -4,7 +4,7 @@
     python -m experiments.figure4 --config.data.root=PATH --only="text minilm, d=64; text mpnet, d=64"
 
 One modality at a time, KDSR on SASRM. An encoder takes part where PATH/<dataset>/features/<modality>-<encoder>.npz is there;
-the paper's own encoders are among those that are looked for. The planted shop has one encoder a modality.
+the paper's own encoders, GLM and LLaMA in their present versions, are among those that are looked for. The planted shop has one encoder a modality.
 """
 
 import sys
@@ -15,7 +15,7 @@ from experiments.study import DATASETS, Setting, Study, main
 from kdsr_jax.report.charts import line_chart
 
 ENCODERS = {  # modality -> encoders, smallest first
-    "text": ("wordllama", "minilm", "mpnet", "t5-base", "t5-large", "chatglm", "llama-13b"),
+    "text": ("wordllama", "minilm", "mpnet", "t5-base", "t5-large", "glm4-9b", "llama3-8b"),
     "image": ("efficientnet-lite0", "efficientnet-lite2", "resnet18", "resnet50", "swin-t", "resnet101", "swin-b"),
 }
 PLANTED = "facets"  # what its features files are called

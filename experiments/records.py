@@ -8,6 +8,7 @@ A row is an object with
   validation, test, paper    metrics in percent, by name; see the protocols in the README; None where not run
   best_epoch, epochs, paper_epochs, train_seconds, eval_seconds, parameters, teacher    as in result.json
   measures       what the study measured besides, by name
+  workdir        name of the run's folder, and of the file in RESULTS/ranks/<dataset>/
   device, cores, versions, commit    where and with what it ran
 A comparison of two settings, user by user, is an object of kind "comparison"; see experiments/significance.py.
 """
@@ -30,7 +31,7 @@ RESULT = ("validation", "test", "paper", "paper_epochs", "best_epoch", "epochs",
 def make_row(study, job):
     """Do a job, or go on with it, and return its row."""
     note = job.workdir.with_suffix(".commit.json")  # beside the folder, which only takes what it knows
-    if not note.exists():
+    if not (note.exists() and job.workdir.exists()):
         note.parent.mkdir(parents=True, exist_ok=True)
         write_json(note, current_commit())
     result = read_json(job.workdir / "result.json")
@@ -45,7 +46,7 @@ def make_row(study, job):
     row["measures"] = {name: _measured(name, measure, job) for name, measure in study.measures.items()}
     row["measures"] |= measure_ranks(study, job.config, job.workdir / "ranks.npz")
     row["measures"] |= {} if study.trains else {study.name: result}
-    return row | {"cores": os.cpu_count(), "commit": read_json(note)}
+    return row | {"workdir": job.workdir.name, "cores": os.cpu_count(), "commit": read_json(note)}
 
 
 def own_words(job):

@@ -71,20 +71,31 @@ class Store:
         if row["test"] and (job.workdir / "ranks.npz").is_file():
             significance.keep_ranks(job.workdir, self._ranks(job))
         self._change(replace)
+        self.compare([job])
         self.draw()
 
     def compare(self, jobs):
-        """Compare the study's reference with every other setting of these jobs, user by user, where that is not done yet."""
-        files, rows = {}, self.rows()
-        for job in jobs:
-            if self.holds(job) and self._ranks(job).is_file():
-                files.setdefault((job.dataset, job.label), {})[job.seed] = self._ranks(job)
-        known = {(row["dataset"], row["label"], tuple(row["seeds"])) for row in rows if row["kind"] == "comparison"}
-        configs = {job.dataset: job.config for job in jobs}
+        """Compare the study's reference with every other setting, user by user, where that is not done yet.
+
+        Args:
+          jobs: on the data sets that are meant; all runs of runs.jsonl on them take part, whatever their seeds.
+        """
+        configs, files, known = {job.dataset: job.config for job in jobs}, {}, set()
+        for row in self.rows():
+            if row["kind"] == "comparison":
+                if row["reference"] == self.study.reference and ("group" in row) == bool(self.study.groups):
+                    known.add((row["dataset"], row["label"], tuple(row["seeds"])))
+            elif row["dataset"] in configs and (file := self._ranks(row)).is_file():
+                files.setdefault((row["dataset"], row["label"]), {})[row["seed"]] = file
         groups = self.study.groups and functools.cache(lambda dataset: self.study.groups(configs[dataset]))
         made = significance.compare_all(self.study.reference, files, known, groups)
         keys = {_comparison(row) for row in made}
-        self._change(lambda rows: [*(row for row in rows if _comparison(row) not in keys), *made])
+
+        def replace(rows):
+            kept = [r for r in rows if r["kind"] == "run" or r["reference"] == self.study.reference]
+            return [*(r for r in kept if _comparison(r) not in keys), *made]
+
+        self._change(replace)
 
     def draw(self):
         """Write table.md, figure.svg and the index of all studies."""
@@ -104,9 +115,10 @@ class Store:
         similar = [row for row in rows if row["config"]["model.name"] == backbone and row.get("train_seconds")]
         return statistics.median(row["train_seconds"] + row["eval_seconds"] for row in similar) if similar else None
 
-    def _ranks(self, job):
-        """Return the file that keeps the ranks of a job's run; studies that share the run share it."""
-        return self.root / "ranks" / job.dataset / f"{job.workdir.name}.npz"
+    def _ranks(self, run):
+        """Return the file that keeps the ranks of a run, a row or a Job; studies that share the run share it."""
+        dataset, name = (run["dataset"], run["workdir"]) if isinstance(run, dict) else (run.dataset, run.workdir.name)
+        return self.root / "ranks" / dataset / f"{name}.npz"
 
     def _change(self, change):
         """Replace the rows; other processes that work on the same study wait for each other."""

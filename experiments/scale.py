@@ -288,7 +288,8 @@ a character, and the features as they were read."""
 LIMITS = """## Limits
 
 - **Histories are held in memory**, and once more on the device: 10⁸ interactions are 1.2 GB on the host and 0.4 GB on the device. Longer ones
-  than memory holds are refused with a line that says how much is missing.
+  than memory holds are refused with a line that says how much is needed. Keeping them prepared takes 9 GB of memory for a while; where there
+  is less, a warning says so and the source is read anew at each start.
 - **Tables are whole**: parameters and moments of all items are on the devices, spread over `mesh.model` of them. Item vectors that layers make
   (`model.item_scores=fused`, MMSRec) are made for 65,536 items at a time, or by every device for its own; the N vectors themselves are whole.
 - **`--mode=stats` of a planted shop** ranks every test target by its true law over all N items, which takes N times the targets: leave it out

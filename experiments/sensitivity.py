@@ -2,8 +2,8 @@
 
 python -m experiments.sensitivity --config.data.root=PATH
 
-Settings are chosen on validation, so its scores come first. The values that a config has already are among those that are
-tried; runs that are equal are done once.
+Settings are chosen on validation, so its scores come first. The values of configs/beauty.py are among those that are tried;
+runs that are equal are done once.
 """
 
 import sys

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from configs.default import get_config
 from experiments import records, results
 from kdsr_jax import cli
-from kdsr_jax.config import validate
+from kdsr_jax.config import entries_read, validate
 from kdsr_jax.errors import UserError, answer
 
 DATASETS = ("planted", "beauty", "clothing", "sports", "toys", "ml1m")  # those of configs/
@@ -168,18 +168,18 @@ def plan(study, arguments, settings):
                     print(f"{name}: left out, {lacking}")
                     said.add(lacking)
                 if not lacking:
+                    _check(job.config)
                     jobs.append(job)
     return jobs
 
 
 def make_job(study, dataset, label, seed, settings, folder, places):
-    """Return the Job of one run; ``places`` are the folders of the settings before it, by label."""
+    """Return the Job of one run, not checked yet; ``places`` are the folders of the settings before it, by label."""
     setting = study.settings[label]
     own = (word.format_map(places) for word in setting.words)
     words = [f"--config.{word}" for word in (*study.words, *study.dataset_words.get(dataset, ()), *own)]
     config = cli.load_config(f"{_config_file(dataset)}:{setting.variant}".removesuffix(":"))
     cli.apply_settings(config, [*words, f"--config.seed={seed}", *settings])
-    validate(config)
     # Fields at their defaults are left out, so that a new field of the config leaves the names of older runs as they are.
     default = records.relevant(get_config())
     changed = {name: value for name, value in records.relevant(config).items() if default[name] != value}
@@ -270,6 +270,13 @@ def _shard(text):
     return part, parts
 
 
+def _check(config):
+    """Raise UserError for a config that cannot be run, or whose run would lack what tables show."""
+    validate(config)
+    if not {5, 20} <= set(config.eval.topk):
+        raise UserError("--config.eval.topk: studies show cut-offs 5 and 20; leave them in")
+
+
 def _lacking(config):
     """Say what of a job's data is not there, or ""."""
     data = config.data
@@ -278,7 +285,6 @@ def _lacking(config):
         return ""
     if not data.root or not place.is_dir():
         return f"there is no folder {place}; give --config.data.root=PATH"
-    needed = data.modalities if config.model.tables != "none" else ()
-    missing = [place / "features" / f"{entry}.npz" for entry in needed]
+    missing = [place / "features" / f"{entry}.npz" for entry in entries_read(config)]
     missing = [file for file in missing if not file.is_file()]
     return f"there is no {missing[0]}" if missing else ""

@@ -101,8 +101,9 @@ def _results(runs, metrics, paper, extra, marked):
         columns[heading] = column(lambda group, value=value: _summary([value(run) for run in group]))
     columns[f"validation {SELECTED_BY}"] = column(lambda group: _percent(mean_score(group, "validation", SELECTED_BY)))
     columns["e*"] = column(lambda group: _each([run["best_epoch"] for run in group]))
-    columns["epochs"] = column(lambda group: _each([run["epochs"] for run in group]))
-    columns["s training"] = column(lambda group: f"{statistics.fmean(run['train_seconds'] or 0 for run in group):,.0f}")
+    columns["refit epochs"] = column(lambda group: _each([run["epochs"] for run in group]))
+    seconds = column(lambda group: f"{statistics.fmean(run['train_seconds'] or 0 for run in group):,.0f}")
+    columns["s training, both phases"] = seconds
     columns = {heading: cells for heading, cells in columns.items() if set(cells) != {NONE}}
     return markdown(list(columns), list(zip(*columns.values(), strict=True)))
 
@@ -144,9 +145,12 @@ def _comparisons(compared, metrics):
     seeds = sorted({seed for row, _ in compared.values() for seed in row["seeds"]})
     counts = sorted(row["users"] for row, _ in compared.values())
     users = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
+    averaged = (
+        f"averaged over the seeds that both have of {_listed(seeds)}" if len(seeds) > 1 else f"of seed {seeds[0]}"
+    )
     text = (
-        f"† differs from {first['reference']}: p < {LEVEL}, paired over {users} users (their metrics averaged over the "
-        f"seeds that both have, of {_listed(seeds)}), by Holm's method for the {len(compared)} comparisons of "
+        f"† differs from {first['reference']}: p < {LEVEL}, paired over {users} users (their metrics "
+        f"{averaged}), by Holm's method for the {len(compared)} comparisons of "
         "this dataset. In percentage points, with 95 % intervals, not adjusted, and adjusted p"
         f"{'; Welch tests the means of the seeds, users unpaired' if welch else ''}:"
     )

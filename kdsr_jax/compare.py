@@ -3,7 +3,6 @@
 python -m kdsr_jax.compare RUN RUN [RUN ...] [--out=compare.html]
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kdsr_jax.config import NOT_FINGERPRINTED, flatten
-from kdsr_jax.errors import UserError, answer
+from kdsr_jax.errors import Parser, UserError, answer
 from kdsr_jax.files import replace_file
 from kdsr_jax.labels import COLUMNS
 from kdsr_jax.report.files import read_json, read_lines
@@ -43,14 +42,9 @@ class RunRecord:
     validation: dict[str, float]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; see --help")
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 2 after one line about what the user can put right."""
-    parser = _Parser(prog="python -m kdsr_jax.compare", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m kdsr_jax.compare", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the --workdir of a run, finished or not; two or more")
     parser.add_argument("--out", default="compare.html", help="the page of overlaid curves (compare.html)")
 

@@ -3,7 +3,6 @@
 python -m kdsr_jax.encode --config=configs/folder.py --config.data.root=PATH [--layer=N] [--config.FIELD=VALUE ...]
 """
 
-import argparse
 import logging
 import sys
 import time
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 from kdsr_jax import cli
 from kdsr_jax.config import entries_read, validate
-from kdsr_jax.errors import UserError, answer
+from kdsr_jax.errors import Parser, UserError, answer
 
 _logger = logging.getLogger("kdsr_jax")
 REPORT_SECONDS = 10.0
@@ -36,14 +35,9 @@ class Shop(NamedTuple):
     pictures: dict[str, Any]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; see --help")
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 2 after one line about what the user can put right, or 130 after Ctrl-C."""
-    parser = _Parser(prog="python -m kdsr_jax.encode", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="python -m kdsr_jax.encode", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--config", required=True, help="config file; its data.modalities name the encoders")
     parser.add_argument("--layer", help="whose output is pooled, short for --config.encode.layer")
     logging.basicConfig(format="warning: %(message)s")

@@ -1,7 +1,9 @@
 """The one exception for everything a user can put right, and how a command line answers it."""
 
+import argparse
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from kdsr_jax.cache import keep_compiled
 
@@ -16,6 +18,14 @@ class Told(UserError):
 
 class Diverged(UserError):
     """A loss or the gradient became NaN or infinite; other settings may do better."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are UserErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong with the command line."""
+        raise UserError(f"{message}; see --help")
 
 
 def answer(work: Callable[[], int | None], interrupted: str = "interrupted; the same command goes on from here") -> int:

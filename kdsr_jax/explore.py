@@ -3,7 +3,6 @@
 python -m kdsr_jax.explore --workdir=FOLDER [--compare=FOLDER] [--port=8017]
 """
 
-import argparse
 import logging
 import os
 import pathlib
@@ -11,20 +10,15 @@ import sys
 from collections.abc import Sequence
 
 from kdsr_jax.compare import read_run
-from kdsr_jax.errors import UserError, answer
+from kdsr_jax.errors import Parser, UserError, answer
 from kdsr_jax.report.text import clean
 
 PORT = 8017
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; see --help")
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 after Ctrl-C, or 2 after one line about what the user can put right."""
-    parser = _Parser(prog="python -m kdsr_jax.explore", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="python -m kdsr_jax.explore", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--workdir", required=True, help="of a finished run")
     parser.add_argument("--compare", help="--workdir of a second run on the same data, such as one on item ids alone")
     parser.add_argument("--port", type=int, default=PORT, help="of 127.0.0.1, 0 for any free one; now %(default)s")

@@ -13,7 +13,6 @@ The folder holds
   manifest.json       what it was made of and with, and size and sha256 of each file
 """
 
-import argparse
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -25,21 +24,16 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from kdsr_jax.errors import UserError, answer
+from kdsr_jax.errors import Parser, UserError, answer
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 VERSIONS = ("jax", "jaxlib", "flax", "numpy")
 ONNX_ERROR = 1e-4  # most that an ONNX score may be off, of the largest score
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; see --help")
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 2 after one line about what the user can put right, or 130 after Ctrl-C."""
-    parser = _Parser(prog="python -m kdsr_jax.export", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="python -m kdsr_jax.export", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--workdir", required=True, help="of a finished run")
     parser.add_argument("--out", required=True, help="a folder that does not exist yet")
     parser.add_argument("--onnx", action="store_true", help="write scorer.onnx, too (extra onnx)")

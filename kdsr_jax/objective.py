@@ -30,7 +30,7 @@ class Objective:
         self.score_fn, self.num_splits, self.cluster_weight = score_fn, num_splits, cluster_weight
 
     @property
-    def pair_budget(self):
+    def pairs_per_modality(self):
         """Item pairs a step of one modality, its share of ``distill.pair_budget``; 0 is all pairs."""
         return -(-self.distill.pair_budget // len(self.student.modalities))
 
@@ -62,22 +62,25 @@ class Objective:
         dropout_key, pair_key = jax.random.split(key)
         variables = {"params": params, "frozen": frozen}
         encode = {"method": "encode", "rngs": {"dropout": dropout_key}}
-        states = self.student.apply(variables, batch.history, False, **encode)
+        with jax.named_scope("encoder"):  # the scopes' names stand in profiles (experiments/costs.py)
+            representations = at_slots(self.student.apply(variables, batch.history, False, **encode), batch)
         # A key of its own: candidates and histories may go through the same layers, which would drop the same numbers.
         scored = {"method": "candidate_vectors", "rngs": {"dropout": jax.random.fold_in(dropout_key, 1)}}
-        representations = at_slots(states, batch)
-        if self.sampled_items:
-            sampled = self.draw_items(key) if sampled is None else sampled
-            next_item = self._sampled_loss(variables, representations, batch, sampled, scored)
-        else:
-            vectors = self.student.apply(variables, False, **scored)
-            next_item = self.next_item(representations, vectors, batch.targets - 1, batch.mask)
+        with jax.named_scope("next_item"):
+            if self.sampled_items:
+                sampled = self.draw_items(key) if sampled is None else sampled
+                next_item = self._sampled_loss(variables, representations, batch, sampled, scored)
+            else:
+                vectors = self.student.apply(variables, False, **scored)
+                next_item = self.next_item(representations, vectors, batch.targets - 1, batch.mask)
         holistic, dissected = {}, {}
-        for index, (name, teacher) in enumerate(teachers.items()):
-            modality_key = jax.random.fold_in(pair_key, index)
-            holistic[name], dissected[name] = self.distillation(variables, name, teacher, batch.history, modality_key)
+        with jax.named_scope("distillation"):
+            for index, (name, teacher) in enumerate(teachers.items()):
+                arguments = name, teacher, batch.history, jax.random.fold_in(pair_key, index)
+                holistic[name], dissected[name] = self.distillation(variables, *arguments)
+        with jax.named_scope("clusters"):
+            clusters = self.clusters(variables, representations, batch)
         weights = {"lambda_score": self.distill.lambda_score, "lambda_code": self.distill.lambda_code}
-        clusters = self.clusters(variables, representations, batch)
         total = losses.total_loss(next_item, holistic, dissected, **weights)
         total += self.cluster_weight * sum(clusters.values())
         parts = {"next_item": next_item} | {f"clusters/{name}": value for name, value in clusters.items()}
@@ -159,7 +162,7 @@ class Objective:
     def distillation(self, variables, name, teacher, history, key):
         """Compare student and teacher on pairs of distinct covered items within the batch's sequences.
 
-        All pairs are used where ``pair_budget`` is 0 or the batch's shape allows no more than it; else that many are
+        All pairs are used where ``pairs_per_modality`` is 0 or the batch's shape allows no more than it; else that many are
         drawn uniformly with replacement from the union of all rows' pairs, which leaves the expectation as it is.
 
         Args:
@@ -189,10 +192,10 @@ class Objective:
         return self._holistic(scores, predicted, mask), dissected
 
     def choose_pairs(self, valid, key):
-        """Return (row, i, j, mask), each [P]: all pairs, or ``pair_budget`` drawn ones; see ``distillation``."""
+        """Return (row, i, j, mask), each [P]: all pairs, or ``pairs_per_modality`` drawn ones; see ``distillation``."""
         rows, length = valid.shape
-        if self.pair_budget and rows * length * (length - 1) // 2 > self.pair_budget:
-            return correlation.sample_pairs(key, valid, self.pair_budget)
+        if self.pairs_per_modality and rows * length * (length - 1) // 2 > self.pairs_per_modality:
+            return correlation.sample_pairs(key, valid, self.pairs_per_modality)
         i, j, mask = correlation.all_pairs(valid)
         row = jnp.repeat(jnp.arange(rows), i.shape[0])
         return row, jnp.tile(i, rows), jnp.tile(j, rows), mask.ravel()
@@ -202,14 +205,14 @@ class Objective:
         return losses.holistic_loss(scores, predicted, mask, **settings)
 
     def _row_loss(self, teacher, transformed, history, valid, key):
-        """Compare the softmax over each item's row of pairs: all rows, or as many as ``pair_budget`` pairs pay for.
+        """Compare the softmax over each item's row of pairs: all rows, or as many as ``pairs_per_modality`` pairs pay for.
 
         A row is drawn with a probability proportional to its number of pairs, so the plain mean of the drawn rows' means
         has the mean over all pairs as its expectation.
         """
         rows, length = valid.shape
-        draws = max(1, self.pair_budget // length)
-        drawing = bool(self.pair_budget) and rows * length > draws
+        draws = max(1, self.pairs_per_modality // length)
+        drawing = bool(self.pairs_per_modality) and rows * length > draws
         if drawing:
             row, i, j, drawn = correlation.sample_pairs(key, valid, draws)
             i = jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 1), shape=i.shape), i, j)

@@ -4,7 +4,6 @@ python -m kdsr_jax.recommend --workdir=FOLDER --history="ID,ID" [-k 10]
 python -m kdsr_jax.recommend --workdir=FOLDER --users=all --out=recommendations.parquet
 """
 
-import argparse
 import hashlib
 import json
 import logging
@@ -14,21 +13,16 @@ import sys
 import time
 from collections.abc import Sequence
 
-from kdsr_jax.errors import UserError, answer
+from kdsr_jax.errors import Parser, UserError, answer
 from kdsr_jax.files import replace_file
 
 USERS = 4096  # of a part; what a killed command loses at most
 FIRST = 512  # histories whose exact lists approximate ones are compared with
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; see --help")
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 2 after one line about what the user can put right, or 130 after Ctrl-C."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m kdsr_jax.recommend", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
     )
     parser.add_argument("--workdir", required=True, help="of a finished run")

@@ -21,8 +21,8 @@ import numpy as np
 
 from kdsr_jax.cache import cache_folder
 from kdsr_jax.checkpoint import load_best_variables
-from kdsr_jax.config import from_dict
-from kdsr_jax.data import load_dataset
+from kdsr_jax.config import entries_read, from_dict
+from kdsr_jax.data import entries_at_hand, load_dataset
 from kdsr_jax.data.arrays import read_arrays
 from kdsr_jax.data.digest import feature_digests
 from kdsr_jax.errors import UserError
@@ -277,13 +277,13 @@ class Recommender:
 
     @functools.cached_property
     def teachers(self) -> dict[str, Any]:
-        """The run's Teacher of each modality of its data, fitted or read from the cache at the first use.
+        """The run's Teacher of each modality, for a model without features of those at hand, made or read at the first use.
 
         Raises:
           UserError: features are missing, or not those that the run was trained with.
         """
         settings, codes = self.config.teacher, self.config.distill.enabled
-        dataset = self._load(self.config.data.modalities)
+        dataset = self._load(entries_read(self.config) or entries_at_hand(self.config.data))
         refuse_other_features(self.config.data.name, self._run_features, feature_digests(dataset))
         features = dataset.features
         return fit_teachers(features, settings, table_width(self.config), cache_folder(), codes=codes)[0]

@@ -140,8 +140,9 @@ class Trainer:
     def _update(self, state, loss, teachers, batch, key):
         loss = jax.value_and_grad(loss, has_aux=True)
         (total, parts), gradient = loss(state.params, state.frozen, teachers, batch, key)
-        updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         targets = batch.mask.sum().astype(jnp.float32)
         log = parts | {"loss": total, "gradient_norm": optax.tree.norm(gradient), "targets": targets}
         return TrainState(state.step + 1, params, state.frozen, opt_state), log

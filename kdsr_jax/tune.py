@@ -6,7 +6,6 @@ A trial trains phase select of the protocol: on the train parts without their la
 The search never evaluates a test item. A trial counts by the best epoch's metric.
 """
 
-import argparse
 import dataclasses
 import logging
 import pathlib
@@ -19,7 +18,7 @@ from typing import Any
 from kdsr_jax import axes, cli
 from kdsr_jax.checks import not_among
 from kdsr_jax.config import flatten, to_dict, validate
-from kdsr_jax.errors import Diverged, UserError, answer
+from kdsr_jax.errors import Diverged, Parser, UserError, answer
 from kdsr_jax.files import replace_file
 
 FLAGS = ("config", "workdir", "trials", "try", "metric", "prune-after", "help")
@@ -27,14 +26,9 @@ _SHOWN = 5  # trials in the table at the end
 _DEFAULTS = pathlib.Path(__file__).absolute().parent.parent / "configs" / "default.py"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; see --help")
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 2 after one line about what the user can put right, or 130 after Ctrl-C."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m kdsr_jax.tune",
         description=(__doc__ or "").splitlines()[0],
         epilog="--config.FIELD=VALUE sets a field for all trials; configs/default.py lists them all.",

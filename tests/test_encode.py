@@ -101,6 +101,23 @@ def test_a_killed_encoding_goes_on_and_ends_the_same(shop, letters, tmp_path, mo
         np.testing.assert_array_equal(again[name], values)
 
 
+def test_a_kill_between_the_file_and_its_sidecar_is_made_up_for(shop, letters, tmp_path, monkeypatch):
+    def dies(place, write):
+        if place.suffix == ".json" and place.parent.name == "features":
+            raise KeyboardInterrupt
+        replace_file(place, write)
+
+    replace_file = store.replace_file
+    monkeypatch.setattr(store, "replace_file", dies)
+    assert encode.main(shop) == 130
+    monkeypatch.setattr(store, "replace_file", replace_file)
+    assert not (tmp_path / "features" / "text-minilm.json").exists()
+    letters.seen.clear()
+    assert encode.main([*shop, "--config.encode.field_characters=5"]) == 2  # by another recipe it stays what it is
+    assert encode.main(shop) == 0
+    assert letters.seen == [] and (tmp_path / "features" / "text-minilm.json").exists()
+
+
 def test_files_by_another_recipe_are_never_mixed_or_overwritten(shop, letters, tmp_path, capsys):
     assert encode.main(shop) == 0
     before = (tmp_path / "features" / "text-minilm.npz").read_bytes()

@@ -304,6 +304,13 @@ def test_what_reads_back_differently_is_not_kept(cache, caplog, monkeypatch):
     assert "cannot be kept" in caplog.records[-1].getMessage() and not folders(cache)
 
 
+def test_what_would_not_fit_the_memory_is_not_kept(cache, caplog, monkeypatch):
+    shop = Shop()
+    monkeypatch.setattr(prepared, "machine_memory", lambda: 1000)
+    assert_same(shop.load()[0], shop.load()[0])
+    assert "more than this machine has" in caplog.records[-1].getMessage() and not (cache / "prepared").exists()
+
+
 def test_without_array_record_the_source_is_read(cache, caplog, monkeypatch):
     found = prepared.find_spec
     monkeypatch.setattr(prepared, "find_spec", lambda name: None if name == "array_record" else found(name))

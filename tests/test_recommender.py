@@ -17,6 +17,7 @@ import kdsr_jax
 from kdsr_jax import fitting, recommend, train
 from kdsr_jax.data import load_dataset
 from kdsr_jax.errors import UserError
+from kdsr_jax.explorer.answers import Answers
 from kdsr_jax.recommender import Recommender
 from kdsr_jax.workdir import Workdir
 
@@ -198,6 +199,8 @@ def test_a_run_of_ids_alone_needs_no_features(tiny, moved, tmp_path, recommend_l
     code, out, err = recommend_line(f"--workdir={tmp_path / 'ids'}", "--history=i01", "-k", "1")
     assert code == 0 and "warning" not in err and out.split()[-2] == "thing"
     assert recommend_line(f"--workdir={tmp_path / 'ids'}", "--users=u01", "-k", "1")[0] == 0
+    ids = Recommender.from_workdir(tmp_path / "ids")
+    assert ids.explain(["i01"], "i02").links == [] and Answers({"ids": ids}).about()["modalities"] == []
 
 
 @pytest.fixture

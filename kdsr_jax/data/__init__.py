@@ -14,7 +14,7 @@ from kdsr_jax.data.sources import amazon, folder, movielens, planted
 from kdsr_jax.data.sources.base import Source, items_by_index
 from kdsr_jax.errors import UserError
 
-__all__ = ["Dataset", "load_dataset"]
+__all__ = ["Dataset", "entries_at_hand", "load_dataset"]
 
 _BUILDERS = {"movielens": movielens, "amazon": amazon}
 
@@ -59,6 +59,14 @@ def load_dataset(data, modalities: Iterable[str] | None = None) -> Dataset:
     """
     dataset = _load_whole(data, data.modalities if modalities is None else modalities)
     return dataclasses.replace(dataset, interactions=sample_users(dataset.interactions, data.user_fraction))
+
+
+def entries_at_hand(data) -> tuple[str, ...]:
+    """Return the entries of the config's data.modalities whose features are there; the planted shop makes its own."""
+    if _choose_source(data) == "planted":
+        return tuple(data.modalities)
+    features = folder.place(data.root, data.name) / "features"
+    return tuple(entry for entry in data.modalities if data.root and (features / f"{entry}.npz").is_file())
 
 
 def _load_whole(data, wanted: Iterable[str]) -> Dataset:

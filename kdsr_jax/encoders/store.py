@@ -98,6 +98,8 @@ class FeatureStore:
         try:
             saved = json.loads(self._sidecar.read_text())
         except (OSError, ValueError):
+            if self._parts_are_ours():  # killed between the file and its sidecar
+                return
             raise UserError(
                 f"{self.file}: exists, but not {self._sidecar.name}, which would say how it was made; rename or delete it"
             ) from None
@@ -107,12 +109,16 @@ class FeatureStore:
         if differing:
             raise UserError(f"{self.file}: was made otherwise; rename or delete it. {'; '.join(differing)}")
 
+    def _parts_are_ours(self):
+        job = self._parts / "recipe.json"
+        return job.is_file() and job.read_text() == json.dumps(self._recipe)
+
     def _take_parts(self):
-        job, said = self._parts / "recipe.json", json.dumps(self._recipe)
-        if not job.is_file() or job.read_text() != said:
+        if not self._parts_are_ours():
             shutil.rmtree(self._parts, ignore_errors=True)
             self._parts.mkdir()
-            replace_file(job, lambda file: file.write(said.encode()))
+            said = json.dumps(self._recipe).encode()
+            replace_file(self._parts / "recipe.json", lambda file: file.write(said))
         for part in sorted(self._parts.glob("*.npz")):
             self._take(part)
 

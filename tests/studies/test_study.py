@@ -166,12 +166,44 @@ def test_runs_of_several_days_are_compared_when_their_folders_are_gone(work, run
         (["--only=ids; KDSR"], [1]),  # one seed of one pair
         (["--only=tuned"], [1, 1]),  # KDSR's ranks are kept
         ([], [1, 1]),  # nothing new
-        (["--seeds=0,1", "--only=KDSR; ids"], [1, 1, 2]),
+        (["--seeds=1", "--only=KDSR; ids"], [1, 1, 2]),  # with seed 0, which is not asked for
+        (["--seeds=0"], [1, 1, 2]),
     ):
         assert run(*words, study=study)[0] == 0 and compared == expected
         shutil.rmtree(tmp_path / "runs", ignore_errors=True)
     kept = [row for row in rows_of(tmp_path) if row["kind"] == "comparison"]
     assert [(row["label"], row["seeds"]) for row in kept] == [("ids", [0, 1]), ("tuned", [0])]
+
+
+def test_a_killed_study_has_compared_what_it_could(work, run, tmp_path, monkeypatch):
+    def killed(self, config, workdir):
+        if workdir.name.startswith("tuned"):
+            raise KeyboardInterrupt
+        return call(self, config, workdir)
+
+    call = work.__class__.__call__
+    study = make_study(
+        work, reference="ids", settings={n: make_study(work).settings[n] for n in ("ids", "KDSR", "tuned")}
+    )
+    monkeypatch.setattr(significance, "compare_runs", lambda pairs: [{"metric": "hr@5"}])
+    monkeypatch.setattr(work.__class__, "__call__", killed)
+    assert run(study=study)[0] == 130
+    assert [row["label"] for row in rows_of(tmp_path) if row["kind"] == "comparison"] == ["KDSR"]
+
+
+def test_comparisons_with_another_reference_or_without_groups_are_made_anew(work, run, tmp_path, monkeypatch):
+    def found():
+        rows = [row for row in rows_of(tmp_path) if row["kind"] == "comparison"]
+        return [(row["reference"], row["label"], row.get("group")) for row in rows]
+
+    monkeypatch.setattr(significance, "compare_runs", lambda pairs, inside=None: [{"metric": "hr@5"}])
+    settings = {name: make_study(work).settings[name] for name in ("ids", "KDSR")}
+    run(study=make_study(work, settings=settings, reference="KDSR"))
+    assert found() == [("KDSR", "ids", None)]
+    run(study=make_study(work, settings=settings, reference="ids"))
+    assert found() == [("ids", "KDSR", None)]
+    run(study=make_study(work, settings=settings, reference="ids", groups=lambda config: {"rare": None}))
+    assert found() == [("ids", "KDSR", None), ("ids", "KDSR", "rare")]
 
 
 def test_shards_part_the_runs(run, work, tmp_path):
@@ -199,6 +231,7 @@ def test_dry_run_estimates_by_what_ran_and_runs_nothing(run, work, tmp_path):
         (["--shard=3/2"], "error: --shard=3/2: write i/n with i from 1 to n"),
         (["--config.model.dmi=8"], "error: --config.model.dmi: unknown config field"),
         (["--epochs=0"], "error: --config.train.epochs=0"),
+        (["--config.eval.topk=10,20"], "error: --config.eval.topk: studies show cut-offs 5 and 20"),
     ],
 )
 def test_a_mistake_is_one_line(run, work, words, line):
@@ -210,6 +243,16 @@ def test_absent_data_is_left_out_with_a_word(run, work, tmp_path):
     code, out, _ = run("--datasets=beauty,planted", f"--config.data.root={tmp_path}")
     assert code == 0 and f"beauty: left out, there is no folder {tmp_path / 'beauty'}" in out
     assert len(work.calls) == 3
+    code, out, _ = run("--datasets=beauty,planted")
+    assert code == 0 and "beauty: left out, there is no folder beauty; give --config.data.root=PATH" in out
+
+
+def test_a_model_that_clusters_features_is_left_out_without_them(run, work, tmp_path):
+    (tmp_path / "beauty").mkdir()
+    study = make_study(work, settings={"ids": Setting("sasrec"), "clusters": Setting("mmsr")})
+    code, out, _ = run("--datasets=beauty", f"--config.data.root={tmp_path}", study=study)
+    assert code == 0 and "beauty: left out, there is no" in out and "text-minilm.npz" in out
+    assert [folder.name.split("-")[0] for folder in work.calls] == ["sasrec"]
 
 
 def test_a_setting_may_name_the_folder_of_one_before_it(work, run, tmp_path):

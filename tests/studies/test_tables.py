@@ -76,7 +76,7 @@ def test_the_honest_protocol_comes_first_then_the_papers_and_its_numbers():
     lines = text.splitlines()
     header = next(line for line in lines if line.startswith("| setting"))
     assert header == (
-        f"| setting | hr@20 | mrr@20 | seeds | {PAPERS} | the paper reports | validation mrr@20 | e* | epochs | s training |"
+        f"| setting | hr@20 | mrr@20 | seeds | {PAPERS} | the paper reports | validation mrr@20 | e* | refit epochs | s training, both phases |"
     )
     assert (
         "| SASRec | 14.50 ± 0.71† | 1.45 ± 0.07 | 2 | 15.50 / 1.55 | 14.07 / – | 1.45 | 10, 11 | 15 | 1,000 |" in lines
@@ -95,7 +95,7 @@ def test_one_seed_has_no_deviation_and_one_setting_no_best():
 def test_runs_without_the_honest_protocol_have_the_papers_alone():
     text = metrics_table([run("KDSR", 0, None, 18.0, best_epoch=None)], METRICS)
     assert (
-        f"| setting | seeds | {PAPERS} | epochs | s training |" in text
+        f"| setting | seeds | {PAPERS} | refit epochs | s training, both phases |" in text
         and "| KDSR | 1 | 18.00 / 1.80 | 15 | 1,000 |" in text
     )
 

@@ -35,7 +35,6 @@ class PlantedShop:
         items: metadata by item: ``item_id``, ``title`` and the four facets by name.
         item_ids: [num_items] unicode, raw ids in rising order.
         facets: [num_items, 4] int64, shape, colour, pattern and brand as indices into ``FACETS``.
-        habits: [num_users] int64, the row of ``planted_kernel.HABITS`` each user follows.
         kernel: the law of the next item, with each item's popularity and whether it is cold.
     """
 
@@ -44,7 +43,6 @@ class PlantedShop:
     items: list[dict]
     item_ids: np.ndarray
     facets: np.ndarray
-    habits: np.ndarray
     kernel: Kernel
 
     def index(self, item_ids: Sequence[str]) -> np.ndarray:
@@ -164,7 +162,7 @@ def generate(
     catalogue_seed, walk_seed, feature_seed = np.random.SeedSequence(seed).spawn(3)
     kernel = _catalogue(np.random.default_rng(catalogue_seed), num_items, cold_rate)
     item_ids = _names("i", num_items)
-    habits, log = _walk(np.random.default_rng(walk_seed), kernel, num_users, mean_length, item_ids)
+    log = _walk(np.random.default_rng(walk_seed), kernel, num_users, mean_length, item_ids)
     raw_features = {}
     for modality, child in zip(MODALITY_FACETS, feature_seed.spawn(len(MODALITY_FACETS)), strict=True):
         rng = np.random.default_rng(child)
@@ -173,7 +171,7 @@ def generate(
         covered = np.setdiff1d(np.arange(num_items), candidates[: round(missing_rate * num_items)])
         raw_features[modality] = item_ids[covered], values[covered]
     items = [_metadata(name, facets) for name, facets in zip(item_ids.tolist(), kernel.facets.tolist(), strict=True)]
-    return PlantedShop(log, raw_features, items, item_ids, kernel.facets, habits, kernel)
+    return PlantedShop(log, raw_features, items, item_ids, kernel.facets, kernel)
 
 
 def _names(letter: str, count: int) -> np.ndarray:
@@ -192,10 +190,8 @@ def _catalogue(rng: np.random.Generator, num_items: int, cold_rate: float) -> Ke
     return Kernel(np.stack(columns, 1), np.where(cold, _COLD_POPULARITY, weights), cold)
 
 
-def _walk(
-    rng: np.random.Generator, kernel: Kernel, num_users: int, mean_length: float, item_ids: np.ndarray
-) -> tuple[np.ndarray, RawLog]:
-    """Let users with evenly spread habits walk through the shop; return the habits and the log."""
+def _walk(rng: np.random.Generator, kernel: Kernel, num_users: int, mean_length: float, item_ids: np.ndarray) -> RawLog:
+    """Let users with evenly spread habits walk through the shop; return the log."""
     habits = rng.permutation(np.arange(num_users) % len(HABITS))
     lengths = _SHORTEST + rng.negative_binomial(2, 2 / (2 + mean_length - _SHORTEST), num_users)
     launch = train_lengths(lengths)
@@ -208,7 +204,7 @@ def _walk(
         )
     order = np.argsort(times, kind="stable")
     users = np.repeat(np.arange(num_users, dtype=np.int32), lengths)
-    return habits, RawLog(users[order], items[order], _names("u", num_users), item_ids, times[order])
+    return RawLog(users[order], items[order], _names("u", num_users), item_ids, times[order])
 
 
 def _times(rng: np.random.Generator, lengths: np.ndarray, launch: np.ndarray, longest: int) -> np.ndarray:
