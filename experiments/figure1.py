@@ -22,7 +22,7 @@ from kdsr_jax.report.files import read_lines
 KINDS = ("plain", "distilled")
 SPACES = ("features", "ids")
 SMALL = ", small tables"
-SHOWN = (0, 1, 2, 5, 10, 20, 30)  # epochs of the table, and the last one
+SHOWN = (0, 1, 2, 5, 10, 20)  # epochs of the table, besides the last one
 LENGTH = ("eval.protocol=paper", "train.epochs=16", "eval.every=16", "forgetting.reference_workdir={ids}")
 TUNED = {"plain": Setting("tuned-gru4rec", LENGTH), "distilled": Setting("kdsr-gru4rec", LENGTH)}
 SETTINGS = {"ids": Setting("gru4rec"), **TUNED} | {
@@ -74,17 +74,17 @@ def panels(rows):
 def table(rows):
     """Return the markdown of the curves at some epochs, and of the runs."""
     found = panels(rows)
-    last = max((points[-1][0] for series in found.values() for points in series.values()), default=0)
-    epochs = sorted({epoch for epoch in SHOWN if epoch < last} | {last})
+    longest = max((points[-1][0] for series in found.values() for points in series.values()), default=0)
+    epochs = [epoch for epoch in SHOWN if epoch < longest]
     lines = []
     for (dataset, suffix, modality), series in found.items():
         for name, points in series.items():
-            r = dict(points)
+            r, (last, r_last) = dict(points), points[-1]
             cells = [f"{r[epoch]:.2f}" if epoch in r else "" for epoch in epochs]
-            lines.append([dataset + suffix, modality, name, *cells])
+            lines.append([dataset + suffix, modality, name, *cells, f"{r_last:.2f} ({last})"])
     text = "Pearson's r of pair cosines in the tuned table with those in the raw features or in the item table of a run of "
     text += "item ids alone, after so many epochs of training; means over seeds.\n\n"
-    header = ["dataset", "table", "like", *map(str, epochs)]
+    header = ["dataset", "table", "like", *map(str, epochs), "last (epoch)"]
     return text + tables.markdown(header, lines) + "\n\nThe runs:\n\n" + tables.metrics_table(rows)
 
 

@@ -3,7 +3,7 @@
 import jax
 
 from kdsr_jax import reporting
-from kdsr_jax.models.student import count_parameters, init_student
+from kdsr_jax.models.student import count_parameters
 from kdsr_jax.optim import BODY, TABLES, label_params, path_name, table_rules
 
 
@@ -14,7 +14,7 @@ def announce(run):
     distilled = ", distillation" if run.teachers else ""
     reporting.say(
         f"{run.dataset.name}: {data.num_users:,} users, {data.num_items:,} items, {len(data.items):,} interactions; "
-        f"{config.model.name}{tables}{distilled}, {count_parameters(abstract_params(run)):,} parameters; protocol {config.eval.protocol}"
+        f"{config.model.name}{tables}{distilled}, {count_parameters(run.abstract_params):,} parameters; protocol {config.eval.protocol}"
     )
     for line in _optimizer_groups(run):
         reporting.say(line)
@@ -26,20 +26,10 @@ def announce(run):
     reporting.say("compiling; the first epoch of each phase includes it")
 
 
-def abstract_params(run):
-    """Return shapes and types of a Run's parameters; nothing is allocated."""
-
-    def init(key, tables):
-        tables = {name: run.placement.unpad(table, run.student.num_items + 1) for name, table in tables.items()}
-        return init_student(run.student, key, tables, run.facts)[0]
-
-    return jax.eval_shape(init, jax.random.key(0), run.tables)
-
-
 def _optimizer_groups(run):
     """Say which learning rate takes which parameters, as the rules sort them."""
     rules = table_rules(run.student.modalities if run.student.tuned else ())
-    labels = jax.tree_util.tree_leaves_with_path(label_params(abstract_params(run), rules))
+    labels = jax.tree_util.tree_leaves_with_path(label_params(run.abstract_params, rules))
     rate, epochs = run.config.train.learning_rate, run.config.train.ramp_epochs
     names = [path_name(path) for path, label in labels if label == TABLES]
     body = sum(label == BODY for _, label in labels)

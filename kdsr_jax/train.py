@@ -9,6 +9,7 @@ Protocols (``eval.protocol``):
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 from typing import Any
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 
 from kdsr_jax import processes, reporting
-from kdsr_jax.announce import abstract_params, announce
+from kdsr_jax.announce import announce
 from kdsr_jax.cache import cache_folder
 from kdsr_jax.clusters import item_facts
 from kdsr_jax.config import entries_read, flatten, to_dict
@@ -32,7 +33,7 @@ from kdsr_jax.forgetting import make_forgetting
 from kdsr_jax.labels import PAPER
 from kdsr_jax.layout import make_student, modality_names, table_width
 from kdsr_jax.mesh import Placement
-from kdsr_jax.models.student import Student, count_parameters
+from kdsr_jax.models.student import Student, count_parameters, init_student
 from kdsr_jax.phase import SELECT_K, Phase, PhaseRunner
 from kdsr_jax.report.page import optional, refresh_report
 from kdsr_jax.teacher import fit_teachers
@@ -65,6 +66,16 @@ class Run:
     facts: dict
     teacher_report: dict
     placement: Placement
+
+    @functools.cached_property
+    def abstract_params(self):
+        """Shapes and types of the student's parameters; nothing is allocated."""
+
+        def init(key, tables):
+            tables = {name: self.placement.unpad(table, self.student.num_items + 1) for name, table in tables.items()}
+            return init_student(self.student, key, tables, self.facts)[0]
+
+        return jax.eval_shape(init, jax.random.key(0), self.tables)
 
 
 def train_and_evaluate(config, workdir):
@@ -247,7 +258,7 @@ def _train(run, folder):
     """Carry out the phases and return the content of result.json."""
     ids = run.dataset.interactions
     folder.write_arrays("ids.npz", user_ids=ids.user_ids, item_ids=ids.item_ids)
-    folder.write_json("overview.json", overview(run, count_parameters(abstract_params(run))))
+    folder.write_json("overview.json", overview(run, count_parameters(run.abstract_params)))
     forgetting = make_forgetting(run)
     announce(run)
     protocol = run.config.eval.protocol
@@ -321,7 +332,7 @@ def _result(run, selection, refit, folder):
         "epochs": refit["epoch"],
         "train_seconds": selection["train_seconds"] + refit["train_seconds"],
         "eval_seconds": selection["eval_seconds"] + refit["eval_seconds"],
-        "parameters": count_parameters(abstract_params(run)),
+        "parameters": count_parameters(run.abstract_params),
         "teacher": run.teacher_report,
         "config_fingerprint": folder.fingerprint,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

@@ -3,13 +3,11 @@
 import json
 import os
 import shutil
-import xml.etree.ElementTree
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import forgetting as experiment
 from kdsr_jax import forgetting, reporting, train
 from kdsr_jax.errors import UserError
 from kdsr_jax.phase import PhaseRunner
@@ -229,36 +227,3 @@ def resave_ids(folder, **changed):
 )  # fmt: skip
 def test_a_reference_that_is_none_is_one_line(complaint, change, expected):
     assert expected in complaint(change)
-
-
-# The picture.
-
-
-def write_curve(folder, *phases, ids=True):
-    folder.mkdir()
-    spaces = {"features": 0.5} | ({"ids": -0.1} if ids else {})
-    lines = [{"phase": p, "epoch": e, "forgetting": {"image": spaces, "text": spaces}} for p in phases for e in (0, 1)]
-    lines.append({"phase": phases[-1], "epoch": 2, "losses": {"loss": 1.0}})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return str(folder)
-
-
-def test_the_picture_has_a_panel_a_modality_and_its_curves(tmp_path, capsys, monkeypatch):
-    runs = [write_curve(tmp_path / "plain", "select", "refit"), write_curve(tmp_path / "kdsr", "refit")]
-    out = tmp_path / "docs" / "picture.svg"
-    monkeypatch.setattr("sys.argv", ["forgetting", *runs, "--title=<a>", f"--out={out}"])
-    experiment.main()
-    drawn = xml.etree.ElementTree.parse(out).getroot()
-    titles = [title.text for title in drawn.findall("{*}svg/{*}title")]
-    assert titles == ["image: <a>", "text: <a>"]
-    assert len(drawn.findall(".//{*}path[@class='line s3']")) == 4  # lines and legends of the fourth curves
-    assert "-0.10" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("other", ["select", None])
-def test_a_pair_without_a_common_phase_is_no_picture(tmp_path, capsys, monkeypatch, other):
-    second = write_curve(tmp_path / "b", other) if other else str(tmp_path / "missing")
-    monkeypatch.setattr("sys.argv", ["forgetting", write_curve(tmp_path / "a", "refit"), second, "--out=x.svg"])
-    with pytest.raises(SystemExit, match="2"):
-        experiment.main()
-    assert "both must hold" in capsys.readouterr().err

@@ -159,12 +159,12 @@ FORGETTING = [
 
 def test_the_table_of_curves_holds_means_over_seeds_at_some_epochs_and_the_last():
     lines = cells(figure1.table(FORGETTING))
-    assert lines[0] == ["dataset", "table", "like", "0", "1", "2", "3"]
+    assert lines[0] == ["dataset", "table", "like", "0", "1", "2", "last (epoch)"]
     assert lines[2:6] == [
-        ["beauty", "text", "features, plain", "0.90", "0.40", "", "0.00"],
-        ["beauty", "text", "features, distilled", "0.90", "0.80", "", "0.75"],
-        ["beauty", "text", "ids, plain", "0.00", "0.20", "", "0.50"],
-        ["planted, small tables", "text", "features, distilled", "0.50", "", "", "0.25"],
+        ["beauty", "text", "features, plain", "0.90", "0.40", "", "0.00 (3)"],
+        ["beauty", "text", "features, distilled", "0.90", "0.80", "", "0.75 (3)"],
+        ["beauty", "text", "ids, plain", "0.00", "0.20", "", "0.50 (3)"],
+        ["planted, small tables", "text", "features, distilled", "0.50", "", "", "0.25 (3)"],
     ]
 
 
