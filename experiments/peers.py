@@ -200,8 +200,7 @@ class Pair:
     def quality(self, so_far, epochs):
         """Train theirs to so many epochs, then ours to the quality that theirs had; yields the record as it grows."""
         trained = self.theirs.ask("start", **self._start)["epochs"]  # afresh: turns have trained it, too
-        # What was compared with fewer epochs of theirs does not hold of more.
-        record = (so_far if trained >= epochs else {}) | {"theirs": so_far.get("theirs", [])[:trained], "checks": {}}
+        record = {"checks": {}, "theirs": so_far.get("theirs", [])[:trained]}
         if len(record["theirs"]) < trained:
             raise UserError(f"{self._start['checkpoint']}: has {trained} epochs of which nothing is known; remove it")
         for _ in range(trained, epochs):

@@ -34,6 +34,8 @@ from kdsr_jax.models.layers import TransformerLayer, causal_mask
 from kdsr_jax.models.student import DistillationHead, count_parameters, init_student
 from kdsr_jax.optim import path_name
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # --- sizes and names -------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,8 @@ from model_cases import DIM, HISTORY, LENGTH, MODALITIES, QUICK, build, dense, f
 from kdsr_jax.models.embeddings import FUSIONS
 from kdsr_jax.models.student import count_parameters
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 HEADS = 2
 
 

@@ -31,6 +31,8 @@ from kdsr_jax.models.embeddings import FUSIONS
 from kdsr_jax.optim import path_name
 from kdsr_jax.resident import at_slots, cut_batch, make_resident
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LONGEST = LENGTH + 4  # of the students here, so that histories can be padded further
 EMPTY = np.zeros((1, LENGTH), np.int32)
 ON_POSITIONS = [name for name, backbone in BACKBONES.items() if backbone.trained_on == "positions"]

@@ -34,6 +34,8 @@ from kdsr_jax.models.student import count_parameters
 from kdsr_jax.objective import Objective
 from kdsr_jax.phase import PhaseRunner
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 HEADS, TEMPERATURE = 2, 0.05
 DEEP = {"num_layers": 2, "table_width": 4}
 LACKING = {"image": {MISSING, WITHOUT_FIRST}, "text": {MISSING}}  # modality -> the items that lack it
@@ -257,7 +259,6 @@ def test_warm_up_without_two_items_is_zero():
 
 
 @pytest.mark.slow  # compiles two programs
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_phase_warms_up_first_and_then_recommends(tiny):
     settings = ("model.warmup_epochs=1", "train.epochs=2", "eval.protocol=paper")
     prepared = train.prepare(tiny(*settings, variant=":mmsrec"))

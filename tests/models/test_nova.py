@@ -23,6 +23,8 @@ from model_cases import (
 from kdsr_jax.models.embeddings import FUSIONS
 from kdsr_jax.models.student import count_parameters
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def expected_count(student):
     d, w, m = student.dim, student.table_width, len(student.modalities)

@@ -24,6 +24,8 @@ from model_cases import (
 from kdsr_jax.models.embeddings import FUSIONS
 from kdsr_jax.optim import path_name
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 STREAMS = [(backbone, fusion) for backbone in ("nova", "difsr") for fusion in FUSIONS]
 # Where every fusion is compiled anew at length: make test takes the gate, make check the others.
 GATE_FIRST = [pytest.param(*case, marks=() if case[1] == "gate" else pytest.mark.slow) for case in STREAMS]

@@ -10,6 +10,8 @@ from model_cases import HISTORY, LENGTH, MODALITIES, QUICK, N, build, gelu, make
 from kdsr_jax.models.backbones.trans2d import cell_scores
 from kdsr_jax.models.student import count_parameters
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 HEADS = 2
 ROWS, STEPS, CHANNELS, WIDTH = 2, 4, 3, 5
 VALID = np.array([[True, True, True, False], [True, False, False, False]])

@@ -40,9 +40,9 @@ def test_an_operation_belongs_to_the_outermost_scope(scope, part):
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_a_step_is_taken_apart(repository, tmp_path, capsys):
-    config = f"{repository}/configs/planted.py:kdsr-sasrm"
+    config = f"{repository}/configs/planted.py:kdsr-gru4rec"
     tiny = ["--config.data.planted.num_users=60", "--config.data.planted.num_items=40", "--config.data.k_core=1"]
-    tiny += ["--config.model.dim=8", "--config.model.num_layers=1", "--config.data.max_length=4"]
+    tiny += ["--config.model.dim=8", "--config.data.max_length=4"]
     assert costs.main([f"--configs={config}", *tiny, f"--out={tmp_path / 'costs.json'}"]) == 0
     found = json.loads((tmp_path / "costs.json").read_text())["rows"][config]
     assert all(found["parts"][part] > 0 for part in ("encoder", "next_item", "distillation", "optimizer"))
