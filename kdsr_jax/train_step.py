@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from kdsr_jax import sparse
@@ -56,7 +57,9 @@ class Trainer:
         Returns:
           TrainState at step 0.
         """
-        return jax.jit(lambda *given: self._pack(self._init(*given)))(tables, facts)
+        # A step that lies on the mesh puts the state there too, where a model has no tables; else chunks are compiled twice.
+        start = self.placement.put(np.int32(0))
+        return jax.jit(lambda step, *given: self._pack(self._init(*given)._replace(step=step)))(start, tables, facts)
 
     def to_store(self, state):
         """Return a state as checkpoints hold it: without the rows that tables rest with, whatever the mesh."""
