@@ -74,7 +74,7 @@ def bench(arguments, settings):
         if out:
             write_json(out, saved)
     if out and not (arguments.no_startup or arguments.against):
-        saved["startup"] = startup()
+        saved["startup"] = startup() | {"hardware": found["hardware"]}
         write_json(out, saved)
     if out and out.resolve() == performance.LATEST:
         performance.main()

@@ -5,7 +5,7 @@
 One chunk of training steps of the length that most steps have is traced after one that warms up. The time of an operation is what
 the device spends in it and in none that it calls; on a CPU, whose cores work at once, the parts are shares of all cores' time.
 Parts are jax.named_scope's of the objective and the trainer, forwards and backwards together; what the compiler fuses across two
-counts as the one that the result belongs to. Writes benchmarks/costs.json and prints two tables.
+counts as the one that the result belongs to. Writes benchmarks/costs.json, prints two tables, and brings docs/performance.md up to date.
 """
 
 import argparse
@@ -21,15 +21,14 @@ import time
 
 import jax
 
+from experiments import performance
 from experiments.contestant import fullest_chunk, hardware
 from experiments.peers import read_config
 from experiments.records import write_json
-from experiments.tables import markdown
 from kdsr_jax import train
 from kdsr_jax.errors import answer
 from kdsr_jax.phase import PhaseRunner
 
-OUT = pathlib.Path(__file__).parent.parent / "benchmarks" / "costs.json"
 PARTS = ("encoder", "next_item", "distillation", "clusters", "optimizer")
 REST = "rest"  # cutting batches, log and the loop itself
 _SCOPE = re.compile(rf"\b({'|'.join(PARTS)})\b")
@@ -41,21 +40,26 @@ def main(words=None):
     """Trace, print and write; returns an exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--configs", default="configs/planted.py", help="FILE or FILE:VARIANT, separated by commas")
-    parser.add_argument("--out", type=pathlib.Path, default=OUT, help="JSON file")
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=performance.COSTS, help="JSON file; of the default one the docs, too"
+    )
     arguments, settings = parser.parse_known_args(words)
     return answer(lambda: report(arguments.configs.split(","), settings, arguments.out))
 
 
 def report(locations, settings, out):
     """Trace a step of each config, print the tables and write them."""
-    kept = jax.config.jax_enable_compilation_cache
+    kept, load = jax.config.jax_enable_compilation_cache, os.getloadavg()[0]
     try:  # a program from the cache may bear the names of the version that compiled it
         jax.config.update("jax_enable_compilation_cache", False)
         rows = {location: trace(read_config(location, settings)) for location in locations}
     finally:
         jax.config.update("jax_enable_compilation_cache", kept)
-    write_json(out, {"hardware": hardware(), "load": os.getloadavg()[0], "rows": rows})
-    print(tables(rows))
+    found = {"hardware": hardware(), "load": load, "rows": rows}
+    write_json(out, found)
+    print(performance.costs_of_a_step(found))
+    if out.resolve() == performance.COSTS:
+        performance.main()
 
 
 def trace(config):
@@ -128,21 +132,6 @@ def _scopes(names):
         for module in program.hlo_modules()
     ]
     return max(programs, key=lambda operations: len(operations.keys() & names))
-
-
-def tables(rows):
-    """Return parts and costliest operations in markdown."""
-    shares = []
-    for name, row in rows.items():
-        total = sum(row["parts"].values())
-        cells = [f"{row['parts'][part] / total:.0%}" for part in (*PARTS, REST)]
-        shares.append([f"`{name}`", str(row["length"]), f"{row['ms']:.1f}", *cells])
-    costliest = [
-        [f"`{name}`", *(f"{operation}: {ms:.1f} ms" for operation, ms in row["operations"])]
-        for name, row in rows.items()
-    ]
-    header = ["config", "length", "ms a step", *PARTS, REST]
-    return f"{markdown(header, shares)}\n\n{markdown(['config', 'first', 'second', 'third'], costliest)}"
 
 
 if __name__ == "__main__":

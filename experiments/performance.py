@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, out of benchmarks/latest.json and benchmarks/peers.json alone.
+"""The tables of docs/performance.md, out of benchmarks/latest.json, peers.json and costs.json alone.
 
 python -m experiments.performance
 """
@@ -14,7 +14,7 @@ from kdsr_jax.report.files import read_json
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs" / "performance.md"
-LATEST, PEERS = ROOT / "benchmarks" / "latest.json", ROOT / "benchmarks" / "peers.json"
+LATEST, PEERS, COSTS = (ROOT / "benchmarks" / f"{name}.json" for name in ("latest", "peers", "costs"))
 _BLOCK = re.compile(r"(<!-- bench:(.+?) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 NOTHING = "Not measured yet."
 TARGETS = {"help": 0.5, "cold": 20, "warm": 6}
@@ -24,18 +24,18 @@ PER_EPOCH, TO_QUALITY = 30, 10  # what is hoped for: so many times faster than R
 
 def main():
     """Bring docs/performance.md up to date; returns 0."""
-    text = updated(DOCS.read_text(), read_json(LATEST) or {}, read_json(PEERS) or {})
+    text = updated(DOCS.read_text(), *(read_json(path) or {} for path in (LATEST, PEERS, COSTS)))
     replace_file(DOCS, lambda file: file.write(text.encode()), shared=True)
     return 0
 
 
-def updated(text, latest, peers):
+def updated(text, latest, peers, costs):
     """Return a text with every block between "<!-- bench:NAME -->" and "<!-- /bench -->" filled.
 
     Args:
       text: in markdown; marks stand on lines of their own.
       latest: content of benchmarks/latest.json; {} where nothing is measured yet.
-      peers: likewise of benchmarks/peers.json.
+      peers, costs: likewise of benchmarks/peers.json and costs.json.
 
     Raises:
       KeyError: there is no block of that name.
@@ -48,6 +48,7 @@ def updated(text, latest, peers):
         "cdl": lambda: cdl(datasets),
         "reach": lambda: reach(datasets),
         "startup": lambda: startup(latest.get("startup")),
+        "costs": lambda: costs_of_a_step(costs) if costs else "",
         "peers": lambda: speed_of_peers(peers),
         "peers-quality": lambda: quality_of_peers(peers),
         "peers-checks": lambda: checks_of_peers(peers),
@@ -166,7 +167,27 @@ def startup(found):
         [START[name], f"{found[name]:.2f}", f"under {limit}", _reached(found[name] < limit)]
         for name, limit in TARGETS.items()
     ]
-    return f"{markdown(['', 's', 'target', 'reached'], lines)}\n\nLoad of the machine when it began: {found['load']:.1f}.\n"
+    return f"{markdown(['', 's', 'target', 'reached'], lines)}\n\n{_on(found)}"
+
+
+def costs_of_a_step(found):
+    """Return what each part of a step costs, and the costliest operations."""
+    rows = found["rows"]
+    parts = list(next(iter(rows.values()))["parts"])
+    shares = [
+        [f"`{name}`", str(row["length"]), f"{row['ms']:.1f}"]
+        + [f"{row['parts'][part] / sum(row['parts'].values()):.0%}" for part in parts]
+        for name, row in rows.items()
+    ]
+    costliest = [
+        [f"`{name}`", *(f"`{operation}`: {ms:.1f}" for operation, ms in row["operations"])]
+        for name, row in rows.items()
+    ]
+    tables = (
+        markdown(["config", "length", "ms a step", *parts], shares),
+        markdown(["ms of", "1st", "2nd", "3rd"], costliest),
+    )
+    return "\n\n".join([*tables, _on(found)])
 
 
 def speed_of_peers(peers):
@@ -234,9 +255,17 @@ def _reached(is_so):
     return "yes" if is_so else "**no**"
 
 
+def _on(found):
+    return f"{_machine(found)}; load when it began: {found['load']:.1f}."
+
+
 def _where(row):
-    where = row["hardware"]
-    return f"{where['device']}, {where['cores']} cores, {where['processor']}; torch {row['torch']}, {row['threads']} threads"
+    return f"{_machine(row)}; torch {row['torch']}, {row['threads']} threads"
+
+
+def _machine(found):
+    where = found["hardware"]
+    return f"{where['device']}, {where['cores']} cores, {where['processor']}"
 
 
 def _ratio(found, name, base, what="epoch"):

@@ -43,7 +43,10 @@ FOUND = {
     "models": {"sasrec": model(1.0), "tuned-sasrm": model(1.1), "kdsr-sasrm": model(1.21, distilled=2)},
     "reach": {"sasrec": {"target": 6.0, "train": [1.0, 1.5], "evaluation": [0.5, 0.5], "mrr@20": [5.0, 6.5]}},
 }
-LATEST = {"datasets": {"planted": FOUND}, "startup": {"help": 0.3, "cold": 21.0, "warm": 5.0, "load": 1.0}}
+LATEST = {
+    "datasets": {"planted": FOUND},
+    "startup": {"help": 0.3, "cold": 21.0, "warm": 5.0, "load": 1.0, "hardware": HARDWARE},
+}
 QUALITY = {
     "theirs": [{"seconds": 100.0, "mrr@20": 3.0, "hr@20": 9.0}, {"seconds": 110.0, "mrr@20": 2.5, "hr@20": 8.0}],
     "checks": {"valid": {"own": {"hit@20": 9.01, "mrr@20": 3.0}, "ours": {"hr@20": 9.0, "mrr@20": 3.0}}},
@@ -58,6 +61,14 @@ SPEED |= {
 }
 SPEED |= {"rounds": {"theirs": [{"epoch": 80.0, "cpu": 150.0}], "ours": [{"epoch": 2.0, "cpu": 3.0}]}}
 PEERS = {"planted": {"sasrec": SPEED | {"quality": QUALITY}}}
+STEP = {
+    "length": 4,
+    "steps": 8,
+    "ms": 61.23,
+    "parts": {"encoder": 30.0, "rest": 90.0},
+    "operations": [["fusion, rest", 44.44]] * 3,
+}
+COSTS = {"hardware": HARDWARE, "load": 1.0, "rows": {"configs/planted.py": STEP}}
 
 
 def block(name, text="old"):
@@ -66,7 +77,7 @@ def block(name, text="old"):
 
 def filled(name, latest=LATEST, peers=PEERS):
     """The rows of a block's table, each a list of cells."""
-    text = performance.updated(block(name), latest, peers)
+    text = performance.updated(block(name), latest, peers, COSTS)
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
 
 
@@ -74,23 +85,23 @@ def test_every_block_is_filled_and_nothing_else_changes():
     docs = performance.DOCS.read_text()
     names = re.findall(r"<!-- bench:(.+?) -->", docs)
     assert len(names) == len(set(names)) == docs.count("<!-- /bench -->") > 5
-    full = performance.updated(docs, LATEST, PEERS)
+    full = performance.updated(docs, LATEST, PEERS, COSTS)
     outside = re.compile(r"(<!-- bench:.+? -->\n).*?(<!-- /bench -->)", re.DOTALL)
     assert outside.sub(r"\1\2", full) == outside.sub(r"\1\2", docs)
     assert performance.NOTHING not in full
-    assert performance.updated(full, LATEST, PEERS) == full
-    assert performance.updated(full, {}, {}).count(performance.NOTHING) == len(names)
+    assert performance.updated(full, LATEST, PEERS, COSTS) == full
+    assert performance.updated(full, {}, {}, {}).count(performance.NOTHING) == len(names)
 
 
 def test_docs_say_what_the_files_say():
-    latest, peers = (read_json(path) or {} for path in (performance.LATEST, performance.PEERS))
+    found = [read_json(path) or {} for path in (performance.LATEST, performance.PEERS, performance.COSTS)]
     docs = performance.DOCS.read_text()
-    assert performance.updated(docs, latest, peers) == docs
+    assert performance.updated(docs, *found) == docs
 
 
 def test_a_block_of_an_unknown_name_is_an_error():
     with pytest.raises(KeyError, match="speeed"):
-        performance.updated(block("speeed"), LATEST, PEERS)
+        performance.updated(block("speeed"), LATEST, PEERS, COSTS)
 
 
 def test_models_are_medians_and_shares_of_the_floor():
@@ -99,6 +110,12 @@ def test_models_are_medians_and_shares_of_the_floor():
     # A step: encoder 6 x 200 x 5000, attention 12 x 4000 x 64 x 2, softmax 6 x 100 x 1000 x 64 at 50 GFLOP/s, and Adam at 8 GB/s.
     least = 100 * ((6e6 + 6.144e6 + 38.4e6) / 50e9 + 32 * 123_456 / 8e9)
     assert row[8] == f"{least / 4:.1%}"
+
+
+def test_the_parts_of_a_step_are_shares_of_all_time():
+    rows = filled("costs")
+    assert rows[2] == ["`configs/planted.py`", "4", "61.2", "25%", "75%"]
+    assert rows[-1] == ["`configs/planted.py`", *["`fusion, rest`: 44.4"] * 3]
 
 
 def test_distillation_is_compared_round_by_round():
@@ -196,7 +213,7 @@ def test_suite_runs_to_the_end(tmp_path, monkeypatch, capsys):
     assert found["reach"]["sasrec"]["mrr@20"][-1] >= 0.01
     assert 0 < latest["startup"]["help"] < latest["startup"]["warm"]
     assert latest["startup"]["warm"] < latest["startup"]["cold"]
-    assert "sasrec" in performance.updated(block("models"), latest, {})
+    assert "sasrec" in performance.updated(block("models"), latest, {}, {})
     assert "`sasrec+model.num_layers=1` | `sasrec`" in capsys.readouterr().out
 
 

@@ -9,7 +9,7 @@ from kdsr_jax.data.sequences import Windows
 from kdsr_jax.errors import UserError
 
 _SHORTEST_BUCKET = 4
-_FEWEST_BATCHES = 16
+_FEWEST_BATCHES = 12
 
 
 class Bucket(NamedTuple):
