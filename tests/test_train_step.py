@@ -115,6 +115,14 @@ def test_one_program_a_shape(setting, chunk):
     assert setting.trainer.run_chunk._cache_size() - before <= (before == 0)
 
 
+def test_a_model_without_tables_has_one_program_a_shape(tiny):
+    setting = Setting(tiny(variant=":gru4rec"))
+    state = setting.start()
+    for _ in range(2):
+        state, _ = setting.call(state, setting.batches.chunk(0)[1])
+    assert setting.trainer.run_chunk._cache_size() == 1
+
+
 def test_log_counts_targets_and_parts_add_up(setting):
     state, targets = setting.start(), 0
     for index in range(setting.batches.chunks_per_epoch):
