@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdsr_jax.data import batches as data_batches
 from kdsr_jax.data.batches import Batches
 from kdsr_jax.data.sequences import Windows, train_windows
 from kdsr_jax.errors import UserError
@@ -62,7 +63,7 @@ def test_every_target_once_an_epoch_within_the_batch_size(lengths, max_length, e
         assert steps == batches.steps_per_epoch
 
 
-def test_a_bucket_of_less_than_16_batches_joins_the_next_longer_one():
+def test_a_bucket_of_less_than_12_batches_joins_the_next_longer_one():
     # Up to 4, 8, 16 and 20 inputs there are 22, 10, 9 and 4 prefixes, each a batch: the 10 join the 9.
     windows = make_windows([4, 4, 6, 6, 10, 21], prefixes=True)
     batches = Batches(windows, batch_size=1, steps_per_call=2, seed=0)
@@ -70,11 +71,12 @@ def test_a_bucket_of_less_than_16_batches_joins_the_next_longer_one():
     assert sum(len(ids[ids >= 0]) for _, ids in epoch_of(batches, 0)) == 45
 
 
-def test_buckets_by_hand():
+def test_buckets_by_hand(monkeypatch):
+    monkeypatch.setattr(data_batches, "_FEWEST_BATCHES", 0)
     # Windows of 3, 4, 5 and 7 inputs: two buckets. In the first 7 targets need two batches of 4; in the second,
     # 12 targets fit neither in one batch of 7 nor, by 5 + 7, in less than two.
     windows = make_windows([4, 5, 6, 8])
-    batches = Batches(windows, batch_size=7, steps_per_call=3, seed=0, bucket_lengths=(4, 7))
+    batches = Batches(windows, batch_size=7, steps_per_call=3, seed=0)
     assert [tuple(bucket) for bucket in batches.buckets] == [(4, 2, 1, 1), (7, 1, 2, 1)]
     assert (batches.steps_per_epoch, batches.chunks_per_epoch) == (3, 2)
     by_length = dict(epoch_of(batches, 0))
@@ -144,14 +146,6 @@ def test_batches_are_full_and_padding_is_low(mean, most_padding):
     assert slots < most_padding * windows.length.sum()
     assert windows.num_targets > 0.94 * 512 * batches.steps_per_epoch
     assert sum(bucket.rows * bucket.batches for bucket in batches.buckets) < 1.06 * len(windows)
-
-
-def test_given_bucket_lengths():
-    windows = make_windows([4, 5, 6, 8])
-    batches = Batches(windows, batch_size=50, steps_per_call=1, seed=0, bucket_lengths=(10,))
-    assert [tuple(bucket) for bucket in batches.buckets] == [(10, 4, 1, 1)]
-    with pytest.raises(ValueError, match="bucket_lengths end at 6"):
-        Batches(windows, batch_size=50, steps_per_call=1, seed=0, bucket_lengths=(4, 6))
 
 
 def test_a_window_with_more_targets_than_a_batch_is_refused():

@@ -1,6 +1,5 @@
 """The batches of every epoch as a pure function of (seed, index): the whole iterator state is one number."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,28 +43,20 @@ class Batches:
         chunks_per_epoch: chunks an epoch.
     """
 
-    def __init__(
-        self,
-        windows: Windows,
-        *,
-        batch_size: int,
-        steps_per_call: int,
-        seed: int,
-        bucket_lengths: Sequence[int] | None = None,
-    ):
+    def __init__(self, windows: Windows, *, batch_size: int, steps_per_call: int, seed: int):
         """Plan the buckets; every epoch has the same shapes.
+
+        Rows are padded to 4, 8, 16, ... and the longest window; a bucket of less than 12 batches joins the next longer one,
+        because each costs a compilation.
 
         Args:
             windows: what to batch, at least one window.
             batch_size: most targets of a batch.
             steps_per_call: batches of a chunk.
             seed: non-negative; with the epoch it decides every order.
-            bucket_lengths: lengths that rows are padded to; default 4, 8, 16, ... and the longest window, where a bucket
-                of less than 16 batches joins the next longer one: each bucket costs a compilation.
 
         Raises:
             UserError: there are no windows, or one has more than `batch_size` targets (see `limit_targets`).
-            ValueError: `bucket_lengths` leaves out the longest window.
         """
         if len(windows) == 0:
             raise UserError("there are no training targets: every train part is shorter than 2 items")
@@ -76,8 +67,7 @@ class Batches:
             )
         self.batch_size, self.steps_per_call = batch_size, steps_per_call
         self._seed = seed
-        least = 0 if bucket_lengths else _FEWEST_BATCHES * batch_size
-        self._members = _join_small(_bucket_members(windows, bucket_lengths), windows.counts, least)
+        self._members = _join_small(_bucket_members(windows), windows.counts, _FEWEST_BATCHES * batch_size)
         # Keys of 8 or 16 bits let numpy sort by radix: ten times faster on a million windows.
         self._counts = windows.counts.astype(np.min_scalar_type(most))
         self.buckets = tuple(self._bucket(length, members) for length, members in self._members)
@@ -127,18 +117,14 @@ class Batches:
         return steps.reshape(bucket.chunks, self.steps_per_call, bucket.rows)
 
 
-def _bucket_members(windows: Windows, lengths: Sequence[int] | None) -> list[tuple[int, np.ndarray]]:
+def _bucket_members(windows: Windows) -> list[tuple[int, np.ndarray]]:
     """Return each non-empty bucket's length and its windows, [n] int32, shortest bucket first."""
     longest = int(windows.length.max())
-    if lengths is None:
-        ladder = [_SHORTEST_BUCKET << doublings for doublings in range(longest.bit_length())]
-        lengths = [length for length in ladder if length < longest] + [longest]
-    edges = np.unique(lengths)
-    if edges[-1] < longest:
-        raise ValueError(f"bucket_lengths end at {edges[-1]}, the longest window has {longest} inputs")
+    ladder = [_SHORTEST_BUCKET << doublings for doublings in range(longest.bit_length())]
+    edges = [*(length for length in ladder if length < longest), longest]
     bucket_of = np.searchsorted(edges, windows.length)
     members = [np.flatnonzero(bucket_of == bucket).astype(np.int32) for bucket in range(len(edges))]
-    return [(int(edge), ids) for edge, ids in zip(edges, members, strict=True) if len(ids)]
+    return [(edge, ids) for edge, ids in zip(edges, members, strict=True) if len(ids)]
 
 
 def _join_small(buckets: list[tuple[int, np.ndarray]], counts: np.ndarray, least: int) -> list[tuple[int, np.ndarray]]:
