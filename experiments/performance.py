@@ -3,6 +3,7 @@
 python -m experiments.performance
 """
 
+import argparse
 import pathlib
 import re
 import statistics
@@ -275,4 +276,5 @@ def _ratio(found, name, base, what="epoch"):
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False).parse_args()
     sys.exit(main())

@@ -3,6 +3,7 @@
 python -m experiments.readme
 """
 
+import argparse
 import pathlib
 import re
 import sys
@@ -50,4 +51,5 @@ def tables(folder):
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False).parse_args()
     sys.exit(main())

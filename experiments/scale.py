@@ -261,7 +261,7 @@ def picture(found):
 
 INTRO = """# Scale
 
-How time and memory grow with the log and with the catalogue, measured by `python -m experiments.scale`, which writes
+How time and memory grow with the log and with the catalogue, measured by `python -m experiments.scale` (10⁸ interactions: `--interactions=100000000 --items=`), which writes
 `benchmarks/scale.json`; this page and its picture are drawn from that file alone (`--draw`). Every size is a process of its own;
 memory is its largest resident size. The exponent b of a power law a·xᵇ is fitted by least squares of the logarithms: 1 is
 proportional. Small sizes hold fixed costs, which make fitted exponents smaller than those of large sizes. The load is the number of runnable processes on two shared

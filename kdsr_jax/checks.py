@@ -96,6 +96,10 @@ def folder_name(value: Any) -> Complaint:
     return None if right else "must be the name of a folder below --config.data.root"
 
 
+# First parts of other names in the models.
+_TAKEN = ("item", "position", "graph", "input", "final", "output", "num", "cluster", "predicts")
+
+
 def modalities(value: Any) -> Complaint:
     """Check for names <modality>-<encoder>, each modality once."""
     names = value if isinstance(value, list) else [value]
@@ -103,9 +107,9 @@ def modalities(value: Any) -> Complaint:
         if not (isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9_]*-[\w.-]+", name)):
             return f"{name!r} is no <modality>-<encoder>, such as text-minilm"
     modalities = [name.partition("-")[0] for name in names]
-    taken = [modality for modality in modalities if modality in ("item", "position", "graph")]
+    taken = [modality for modality in modalities if modality in _TAKEN]
     if taken:
-        return f"a modality cannot be called {taken[0]}, which names another input of the models"
+        return f"a modality cannot be called {taken[0]}, a name that the models use otherwise"
     twice = sorted({modality for modality in modalities if modalities.count(modality) > 1})
     return f"names the modality {twice[0]} twice; each modality has one table" if twice else None
 

@@ -211,9 +211,11 @@ def _walk(config: Any, group: str) -> Any:
 
 def _current(config: Any, name: str) -> Any:
     try:
-        value = _walk(config, name)
+        value = _walk(config, name) if all(name.split(".")) else None
     except (KeyError, TypeError, AttributeError):
-        raise UserError(unknown_field(name)) from None
+        value = None
+    if value is None:
+        raise UserError(unknown_field(name))
     if hasattr(value, "keys"):
         raise UserError(unknown_field(name))
     return value

@@ -15,11 +15,10 @@ from typing import Any
 from kdsr_jax.config import NOT_FINGERPRINTED, flatten
 from kdsr_jax.errors import Parser, UserError, answer
 from kdsr_jax.files import replace_file
-from kdsr_jax.labels import COLUMNS
+from kdsr_jax.labels import COLUMNS, SELECT_METRIC, names_of_runs
 from kdsr_jax.report.files import read_json, read_lines
 from kdsr_jax.report.text import clean
 
-SELECT_METRIC = "mrr@20"  # chooses the epoch on validation
 NOTHING = "–"
 
 
@@ -131,8 +130,7 @@ def _named(folders):
     twice = next((f for f, place in zip(folders, places, strict=False) if places.count(place) > 1), None)
     if twice is not None:
         raise UserError(f"{twice}: is given twice; give each run once")
-    names = [pathlib.Path(folder).name for folder in folders]
-    return dict(zip(names if len(set(names)) == len(names) and all(names) else folders, folders, strict=True))
+    return dict(zip(names_of_runs(folders), folders, strict=True))
 
 
 def _data(settings, ids):

@@ -201,6 +201,11 @@ def _error(fields: Mapping[str, Any], name: str, complaint: str) -> UserError:
 
 def _check_data(fields: Mapping[str, Any]) -> None:
     source, name, entries = fields["data.source"], fields["data.name"], fields["data.modalities"]
+    columns = [fields[f"data.columns.{column}"] for column in ("user_id", "item_id", "timestamp")]
+    if len(set(columns)) < len(columns):
+        raise UserError(
+            f"--config.data.columns: user_id, item_id and timestamp must be three columns, not {', '.join(columns)}"
+        )
     if names_of(source) and name not in names_of(source):
         raise _error(fields, "data.source", f"has {', '.join(names_of(source))}, not --config.data.name={name}")
     if not fields["data.root"] and source != "planted" and (source, name) != ("auto", "planted"):

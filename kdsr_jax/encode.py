@@ -61,11 +61,12 @@ def encode_missing(config: Any) -> None:
     Raises:
         UserError: see ``encode_all``.
     """
+    from kdsr_jax.data import entries_at_hand
     from kdsr_jax.data.sources import folder
     from kdsr_jax.encoders import what_it_reads
 
-    place = folder.place(config.data.root, config.data.name)
-    missing = [entry for entry in entries_read(config) if not (place / "features" / f"{entry}.npz").is_file()]
+    place, there = folder.place(config.data.root, config.data.name), entries_at_hand(config.data)
+    missing = [entry for entry in entries_read(config) if entry not in there]
     for entry in missing:
         try:
             what_it_reads(entry)

@@ -1,6 +1,7 @@
 """The one exception for everything a user can put right, and how a command line answers it."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -36,11 +37,17 @@ def answer(work: Callable[[], int | None], interrupted: str = "interrupted; the 
         interrupted: line that is printed after Ctrl-C.
 
     Returns:
-        What the work returns, 2 after one line about what the user can put right, or 130 after Ctrl-C.
+        What the work returns, 2 after one line about what the user can put right, 130 after Ctrl-C, or 1, without a word, where
+        nobody reads the output to its end.
     """
     keep_compiled()
     try:
-        return work() or 0
+        code = work() or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed at the end
+        return 1
     except UserError as error:
         if not isinstance(error, Told):
             print("error:", " ".join(str(error).split()), file=sys.stderr)

@@ -5,12 +5,12 @@ python -m kdsr_jax.explore --workdir=FOLDER [--compare=FOLDER] [--port=8017]
 
 import logging
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
 
 from kdsr_jax.compare import read_run
 from kdsr_jax.errors import Parser, UserError, answer
+from kdsr_jax.labels import names_of_runs
 from kdsr_jax.report.text import clean
 
 PORT = 8017
@@ -56,11 +56,8 @@ def _load(folders, data_root):
     from kdsr_jax.explorer.answers import Answers
     from kdsr_jax.recommender import Recommender
 
-    names = [pathlib.Path(folder).name for folder in folders]
-    names = names if len(set(names)) == len(names) and all(names) else folders
-    return Answers(
-        {name: Recommender.from_workdir(folder, data_root) for name, folder in zip(names, folders, strict=True)}
-    )
+    runs = zip(names_of_runs(folders), folders, strict=True)
+    return Answers({name: Recommender.from_workdir(folder, data_root) for name, folder in runs})
 
 
 if __name__ == "__main__":

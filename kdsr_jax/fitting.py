@@ -1,5 +1,6 @@
 """Train on a log that is in memory, for notebooks and services."""
 
+import hashlib
 import json
 import pathlib
 import tempfile
@@ -33,7 +34,7 @@ def fit(
       items: likewise, of item_id and, if known, title and other columns; None without.
       features: dict "<modality>" or "<modality>-<encoder>" -> (item ids [n], features [n, d]); None trains on ids alone.
       folder: where data and run are kept, in data/ and run/; None makes a temporary one. A finished run of the same
-        arguments is not trained again.
+        arguments is not trained again, one on other data is left as it is.
       variant: as behind the colon of --config; None is KDSR, or SASRec without features.
       **overrides: fields by dotted name, such as ``**{"train.epochs": 20, "data.k_core": 1}``.
 
@@ -41,19 +42,32 @@ def fit(
       Recommender.
 
     Raises:
-      UserError: a table lacks a column, or what the command line would say.
+      UserError: a table lacks a column, the folder holds a run on other data, or what the command line would say.
     """
     folder = pathlib.Path(folder or tempfile.mkdtemp(prefix="kdsr-"))
-    place, features = folder / "data" / NAME, dict(features or {})
+    features = dict(features or {})
     entries = {name if "-" in name else f"{name}-given": values for name, values in features.items()}
     config = cli.load_config(f"{_default_config()}:{variant or ('' if features else 'sasrec')}".removesuffix(":"))
     words = {"data.name": NAME, "data.source": "folder", "data.root": folder / "data"}
     words |= {"data.modalities": ",".join(entries)} | overrides
     cli.apply_settings(config, [f"--config.{name}={value}" for name, value in words.items()])
     validate(config)
-    _write_data(place, log, items, entries, config.data.columns)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as new:
+        given = pathlib.Path(new) / "data"
+        _write_data(given / NAME, log, items, entries, config.data.columns)
+        if not (folder / "data").exists():
+            given.rename(folder / "data")
+        elif _contents(given) != _contents(folder / "data"):
+            raise UserError(f"{folder}: holds a run on other data; give another folder")
     train_and_evaluate(config, folder / "run")
     return Recommender.from_workdir(folder / "run")
+
+
+def _contents(folder):
+    """Return the sha256 of every file, by its place in a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _default_config():

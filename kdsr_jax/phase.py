@@ -14,10 +14,12 @@ from kdsr_jax.checkpoint import Checkpoints
 from kdsr_jax.data.batches import Batches
 from kdsr_jax.data.interactions import train_counts
 from kdsr_jax.data.sequences import Windows, limit_targets
-from kdsr_jax.errors import Diverged
+from kdsr_jax.errors import Diverged, UserError
 from kdsr_jax.evaluate import Evaluator, summarise
 from kdsr_jax.events import Events
+from kdsr_jax.labels import SELECT_K
 from kdsr_jax.objective import Objective
+from kdsr_jax.ops.correlation import MOST_PAIRS
 from kdsr_jax.optim import make_optimizer
 from kdsr_jax.report.page import refresh_report
 from kdsr_jax.resident import make_resident
@@ -25,7 +27,6 @@ from kdsr_jax.train_step import Trainer
 
 # train.matmul_precision -> what jax calls it.
 PRECISIONS = {"default": None, "float32": "float32", "tf32": "tensorfloat32", "bf16": "BF16_BF16_F32"}
-SELECT_K = 20  # epochs are chosen by mrr@20, whatever eval.topk asks for besides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Phase:
 
     Attributes:
       name: "select" or "refit".
-      label: what its metrics are: "validation", "test", or "test, paper's protocol"; said wherever they stand.
+      label: what its metrics are: "validation", "test", labels.PAPER or both of the latter; said wherever they stand.
       train: Windows of the training targets.
       evaluation: Windows of the evaluated targets.
       epochs: at most so many.
@@ -70,6 +71,8 @@ class PhaseRunner:
         windows = limit_targets(phase.train, config.train.batch_size)
         sizes = {"batch_size": config.train.batch_size, "steps_per_call": config.train.steps_per_call}
         self.batches = Batches(windows, seed=config.seed, **sizes)
+        if config.distill.enabled and config.distill.pair_budget:
+            self._check_pairs()
         self._resident = run.placement.put(make_resident(run.dataset.interactions, windows))
         self._windows = windows
         tuned = run.student.modalities if run.student.tuned else ()
@@ -80,6 +83,17 @@ class PhaseRunner:
         of_trainer = config.train.batch_size, config.seed, run.placement, config.train.sparse_tables
         self._trainer = Trainer(objective, optimizer, *of_trainer)
         self._events = None
+
+    def _check_pairs(self):
+        """Raise where a batch may hold more pairs than can be drawn from."""
+        for bucket in self.batches.buckets:
+            pairs = bucket.rows * bucket.length * (bucket.length - 1) // 2
+            if pairs > MOST_PAIRS:
+                sizes = f"{bucket.rows:,} rows of {bucket.length:,} positions"
+                raise UserError(
+                    f"--config.train.batch_size: a batch has {sizes}, which are {pairs:,} pairs to draw from, more than "
+                    f"{MOST_PAIRS:,}; lower it, or --config.data.max_length"
+                )
 
     def execute(self):
         """Run the phase to its end.

@@ -125,6 +125,7 @@ def _write(recommender, users, arguments):
         users,
     ]
     key = hashlib.sha256(json.dumps(job).encode()).hexdigest()
+    recommender.check_k(arguments.k)  # before there are parts
     started, done = time.perf_counter(), 0
     try:
         parts.mkdir(parents=True, exist_ok=True)

@@ -183,6 +183,11 @@ class Recommender:
             _logger.warning("%s unknown item ids are left out of the histories: %s", len(missing), shown)
         return found
 
+    def check_k(self, k: int) -> None:
+        """Raise UserError where there are not k items to recommend."""
+        if not 1 <= k <= self.num_items:
+            raise UserError(f"k={k}: must be from 1 to {self.num_items}, the number of items")
+
     def top_items(
         self,
         histories: Sequence[np.ndarray],
@@ -201,8 +206,7 @@ class Recommender:
         Returns:
           (items [n, k] int32, scores [n, k] float32), the best first; 0 and -inf where no items are left.
         """
-        if not 1 <= k <= self.num_items:
-            raise UserError(f"k={k}: must be from 1 to {self.num_items}, the number of items")
+        self.check_k(k)
         items, scores = np.zeros((len(histories), k), np.int32), np.full((len(histories), k), -np.inf, np.float32)
         allowed = np.ones(self.num_items, bool) if allowed is None else allowed
         most = max(1, min(MOST_HISTORIES, SCORE_BYTES // (4 * self.num_items)))
@@ -331,11 +335,11 @@ class Recommender:
         return np.array([bool(known(str(raw))) for raw in self.item_ids[1:]])
 
 
-@functools.partial(jax.jit, static_argnames=("score_fn", "signed"))
-def score_all(vectors, one, score_fn, signed=True):
-    """Score vectors [n, width] against one [width]; ``signed`` turns distances round, so that more is more alike."""
+@functools.partial(jax.jit, static_argnames="score_fn")
+def score_all(vectors, one, score_fn):
+    """Score vectors [n, width] against one [width]; distances are turned round, so that more is more alike."""
     scores = jax.vmap(SCORE_FNS[score_fn], (0, None))(vectors, one)
-    return -scores if signed and score_fn in DISTANCES else scores
+    return -scores if score_fn in DISTANCES else scores
 
 
 def _power_of_two(number):

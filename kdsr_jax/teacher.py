@@ -97,7 +97,7 @@ def fit_teachers(features, settings, width, cache_dir=None, codes=True):
       settings: the config's teacher group (attributes).
       width: condensed_dim, at most min(d_m, covered items).
       cache_dir: folder of fitted teachers by fingerprint, or None.
-      codes: False leaves the codebook empty, for runs that need the condensed features alone.
+      codes: False leaves the codebook empty, for runs that need the condensed features alone; vq_joint has one all the same.
 
     Returns:
       (dict modality -> Teacher, dict modality -> report), the report a dict of plain numbers: reconstruction_error (share
@@ -107,6 +107,7 @@ def fit_teachers(features, settings, width, cache_dir=None, codes=True):
       UserError: width or num_codes do not fit the features.
     """
     teachers, reports = {}, {}
+    codes = codes or settings.quantizer == "vq_joint"  # which also shapes the condensed features
     for modality, feature in features.items():
         check_features(modality, feature, settings, width, codes)
         name = f"teacher-{_fingerprint(feature, settings, width, codes)}.npz"
@@ -154,7 +155,7 @@ def fit_teacher(feature, settings, width, codes=True):
     condensed = _unit_mean_square(rotate(condensed, settings.rotation, settings.num_splits, rotate_key))
     report = {}
     codebook = np.zeros((0, settings.num_splits), np.float32)
-    if codes or settings.quantizer == "vq_joint":  # which also shapes the condensed features
+    if codes:
         pairs = draw_pairs(pair_key, len(covered), settings.num_pairs)
         how = {name: getattr(settings, name) for name in ("quantizer", "num_codes", "score_fn", "num_splits")}
         condensed, codebook, lost, report = _fit_codes(code_key, x, condensed, lost, pairs, **how)
@@ -187,9 +188,7 @@ def _fit_codes(key, x, condensed, lost, pairs, *, quantizer, num_codes, score_fn
         codebook = fit_ema(key, vectors, num_codes)
     elif quantizer == "kmeans":
         codebook = quantize.kmeans(key, vectors, num_codes, KMEANS_ITERATIONS)
-    codes = jax.lax.map(
-        lambda vector: quantize.nearest_codes(vector[None], codebook)[0], vectors, batch_size=PAIRS_AT_ONCE
-    )
+    codes = quantize.nearest_codes(vectors, codebook)
     counts = jnp.bincount(codes, length=num_codes)
     report = {
         "perplexity": quantize.perplexity(counts),

@@ -30,16 +30,15 @@ from kdsr_jax.errors import UserError
 from kdsr_jax.events import check_installed
 from kdsr_jax.examples import make_examples, overview
 from kdsr_jax.forgetting import make_forgetting
-from kdsr_jax.labels import PAPER
+from kdsr_jax.labels import PAPER, SELECT_METRIC
 from kdsr_jax.layout import make_student, modality_names, table_width
 from kdsr_jax.mesh import Placement
 from kdsr_jax.models.student import Student, count_parameters, init_student
-from kdsr_jax.phase import SELECT_K, Phase, PhaseRunner
+from kdsr_jax.phase import Phase, PhaseRunner
 from kdsr_jax.report.page import optional, refresh_report
 from kdsr_jax.teacher import fit_teachers
 from kdsr_jax.workdir import Workdir
 
-SELECT_METRIC = f"mrr@{SELECT_K}"
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 

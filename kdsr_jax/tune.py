@@ -20,6 +20,7 @@ from kdsr_jax.checks import not_among
 from kdsr_jax.config import flatten, to_dict, validate
 from kdsr_jax.errors import Diverged, Parser, UserError, answer
 from kdsr_jax.files import replace_file
+from kdsr_jax.labels import SELECT_K, SELECT_METRIC
 
 FLAGS = ("config", "workdir", "trials", "try", "metric", "prune-after", "help")
 _SHOWN = 5  # trials in the table at the end
@@ -49,7 +50,7 @@ def main(words: Sequence[str] | None = None) -> int:
         metavar="FIELD=VALUES",
         help="LOW..HIGH or V1,V2; without any, learning rate, dropout and, where there are, weights and tables",
     )
-    parser.add_argument("--metric", default="mrr@20", help="of the validation part; now %(default)s")
+    parser.add_argument("--metric", default=SELECT_METRIC, help="of the validation part; now %(default)s")
     parser.add_argument("--prune-after", type=int, default=5, help="epochs that every trial gets; now %(default)s")
     logging.basicConfig(format="warning: %(message)s")
     return answer(
@@ -70,7 +71,7 @@ def _work(arguments, settings):
         raise UserError(f"--trials={arguments.trials}: must be 1 or more")
     if arguments.prune_after < 1:
         raise UserError(f"--prune-after={arguments.prune_after}: must be 1 or more")
-    metrics = [f"{name}@{k}" for k in sorted({*config.eval.topk, 20}) for name in ("hr", "mrr", "ndcg")]
+    metrics = [f"{name}@{k}" for k in sorted({*config.eval.topk, SELECT_K}) for name in ("hr", "mrr", "ndcg")]
     if arguments.metric not in metrics:
         raise UserError(f"--metric={arguments.metric}: {not_among(arguments.metric, metrics)}")
     searched = axes.read_axes(config, arguments.tries)

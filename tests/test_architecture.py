@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "main": {"cli", "config", "data", "encode", "errors", "train"},
     "encoders": {"encoders", "data", "errors", "files"},
     "axes": {"cli", "config", "errors"},
-    "explore": {"compare", "errors", "explorer", "recommender", "report"},
+    "explore": {"compare", "errors", "explorer", "labels", "recommender", "report"},
     "explorer": {"config", "data", "errors", "explain", "ops", "report"},
 }
 # What these parts may import from outside of the standard library.

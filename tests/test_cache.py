@@ -33,6 +33,15 @@ def test_a_folder_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
     assert VARIABLE not in os.environ
 
 
+def test_output_that_nobody_reads_to_its_end_is_no_mistake(repository):
+    script = "from kdsr_jax.errors import answer; raise SystemExit(answer(lambda: print(*['line'] * 10**6, sep='\\n')))"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script], cwd=repository, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout.readline() == b"line\n"
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (1, b"")
+
+
 def test_a_command_finds_the_programs_of_the_last_one(tmp_path, repository):
     script = (
         "from kdsr_jax.errors import answer\n"

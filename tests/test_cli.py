@@ -155,6 +155,12 @@ def test_a_list_can_be_empty(repository, empty):
             "--config.epochs: unknown config field; did you mean --config.train.epochs?",
         ),
         (["{config}", "--config.seed.x=1"], "--config.seed.x: unknown config field"),
+        (["{config}", "--config.seed.=1"], "--config.seed.: unknown config field"),
+        (["{config}", "--config..seed=1"], "--config..seed: unknown config field"),
+        (
+            ["{config}", "--config.data.columns.timestamp=item_id"],
+            "--config.data.columns: user_id, item_id and timestamp must be three columns, not user_id, item_id, item_id",
+        ),
         (["{config}", "--config.train={{}}"], "--config.train: is a group of fields"),
         (["{config}", "--config.train.epochs=5.5"], "--config.train.epochs=5.5: must be a whole number"),
         (["{config}", "--config.train.epochs=1e3"], "--config.train.epochs=1e3: must be a whole number"),

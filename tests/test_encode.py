@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from kdsr_jax import encode, encoders
+from kdsr_jax import cli, encode, encoders
 from kdsr_jax.data.features import load_features
 from kdsr_jax.encoders import items, packages, store
 from kdsr_jax.errors import UserError
@@ -175,10 +175,17 @@ def test_a_text_follows_fields_or_template():
     assert items.render(item, [], 400, "by {brand}") == ""
 
 
+def test_a_planted_shop_misses_nothing(repository):
+    config = cli.load_config(f"{repository}/configs/planted.py")
+    encode.encode_missing(config)  # which would be refused, as no encoder is called "facets"
+
+
 def test_pictures_are_found_by_id(tmp_path):
     for name in ("1.png", "1.jpg", "2.JPG", "3.txt"):
         (tmp_path / name).touch()
-    found = items.picture_files(tmp_path, ["1", "2", "3", "../1"])
+    (tmp_path / "4.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "5.png").mkdir()
+    found = items.picture_files(tmp_path, ["1", "2", "3", "4", "5", "../1"])
     assert {raw: file.name for raw, file in found.items()} == {"1": "1.jpg", "2": "2.JPG"}
 
 

@@ -1,8 +1,10 @@
 """The folder source: three log formats, item metadata, and one clear line for everything that is wrong with them."""
 
+import datetime
 import gzip
 import json
 import logging
+import os
 import re
 import types
 from pathlib import Path
@@ -322,6 +324,25 @@ def test_items_that_are_all_in_the_log_are_silent(tmp_path, caplog):
 def test_item_ids_that_are_numbers_become_strings(tmp_path):
     write_log(tmp_path, '{"item_id": 7}', "items.jsonl")
     assert folder.load_items(tmp_path, np.array(["", "07", "7"])) == [{}, {}, {"item_id": "7"}]
+
+
+def test_items_of_parquet_hold_what_json_can(tmp_path):
+    when = datetime.date(2020, 1, 2)
+    pa.parquet.write_table(pa.table({"item_id": ["a"], "since": [when], "raw": [b"x"]}), tmp_path / "items.parquet")
+    items = folder.load_items(tmp_path, np.array(["", "a"]))
+    assert items == [{}, {"item_id": "a", "since": "2020-01-02", "raw": "b'x'"}]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_one_line(tmp_path):
+    (tmp_path / "shut").mkdir(mode=0o000)
+    with pytest.raises(UserError, match=r"shut: cannot be read \(Permission denied\)"):
+        folder.load_log(tmp_path / "shut")
+
+
+def test_a_name_that_is_too_long_for_a_folder_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be read \(File name too long\)"):
+        folder.load_log(tmp_path / (300 * "x"))
 
 
 def test_items_are_optional(tmp_path):

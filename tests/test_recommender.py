@@ -249,6 +249,12 @@ def test_all_users_go_to_a_file_that_a_killed_command_goes_on_with(
     assert [path.name for path in tmp_path.iterdir()] == ["recs.parquet"]
 
 
+def test_a_wrong_k_leaves_nothing_behind(finished, recommend_line, tmp_path):
+    words = f"--workdir={finished[0]}", "--users=u01", f"--out={tmp_path / 'recs.parquet'}"
+    code, _, err = recommend_line(*words, "-k", "99")
+    assert code == 2 and err.startswith("error: k=99: must be from 1 to 36") and not any(tmp_path.iterdir())
+
+
 def test_approximate_lists_say_how_many_of_the_exact_they_hold(
     finished, recommender, recommend_line, tmp_path, monkeypatch
 ):
@@ -303,6 +309,14 @@ def test_fit_trains_on_tables_in_memory_and_not_twice(tmp_path):
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     again = kdsr_jax.fit(log, titles, features, tmp_path, **settings).recommend([3, 4], k=5)
     assert again == found and (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    other = log.set_column(1, "item_id", pa.array(rng.permutation(items)))
+    for changed in ({"log": other}, {"items": None}):
+        given = {"log": log, "items": titles} | changed
+        with pytest.raises(UserError, match="holds a run on other data"):
+            kdsr_jax.fit(**given, features=features, folder=tmp_path, **settings)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run"]
+    kept = kdsr_jax.Recommender.from_workdir(tmp_path / "run")
+    assert kept.title(found[0].item) == f"thing {found[0].item}"
     with pytest.raises(UserError, match="log: has no column 'user_id'"):
         kdsr_jax.fit(titles)
     with pytest.raises(UserError, match="log: must be a pyarrow table"):

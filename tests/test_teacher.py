@@ -269,6 +269,12 @@ def test_quantizers_beat_their_random_start_and_use_all_codes(features, quantize
     np.testing.assert_allclose((teacher.condensed[covered] ** 2).mean(), 1, rtol=1e-4)
 
 
+def test_codes_that_shape_the_features_need_their_pairs_too(features):
+    few = make_settings(quantizer="vq_joint", num_codes=100, num_pairs=45)
+    with pytest.raises(UserError, match="teacher.num_codes=100: image has only 45 item pairs"):
+        fit_teachers({"image": features}, few, 8, codes=False)
+
+
 @pytest.mark.parametrize("score_fn", ["dot", "euclidean", "manhattan"])
 def test_every_score_function_fits(features, score_fn):
     teacher, report = fit_teacher(features, make_settings(score_fn=score_fn), WIDTH)

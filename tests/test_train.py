@@ -415,3 +415,12 @@ def test_a_compiled_chunk_needs_nothing_from_the_host(tiny):
     same = next(i for i in range(1, 99) if runner.batches.chunk(i)[0] == runner.batches.chunk(0)[0])
     with jax.transfer_guard("disallow"):  # compiling, the first call brings constants to the device
         jax.block_until_ready(runner.train_chunk(state, same))
+
+
+def test_more_pairs_than_can_be_drawn_from_are_one_line(tiny, monkeypatch):
+    monkeypatch.setattr("kdsr_jax.phase.MOST_PAIRS", 8)
+    run = train.prepare(tiny())
+    with pytest.raises(
+        UserError, match=r"--config.train.batch_size: a batch has .* rows of 4 positions, .* more than 8;"
+    ):
+        PhaseRunner(run, train.refit_phase(run, 1), folder=None)

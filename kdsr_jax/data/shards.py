@@ -1,7 +1,7 @@
 """Reads prepared data back: histories in array_record shards and the item map in JSON, checked against their sha256.
 
-The shards are those of a TFDS data set (``shard_writer.py``), and TFDS can read them, too. All records are wanted at
-once here, so they are read in bulk and decoded by hand, which needs neither TFDS nor protobuf and a tenth of the time.
+The shards are those of a TFDS data set (``shard_writer.py``), and TFDS can read them, too. All records are wanted
+here, so shards are read in bulk and decoded by hand, which needs neither TFDS nor protobuf and a tenth of the time.
 """
 
 import hashlib
@@ -58,19 +58,16 @@ def read(folder: Path) -> tuple[Interactions, list[dict] | None]:
         _verify(folder)
         maps, place = json.loads((folder / _ITEMS).read_text()), folder / NAME / VERSION
         kinds = json.loads((place / "features.json").read_text())["featuresDict"]["features"]
-        records = _records(place)
-        columns = {
-            name: np.frombuffer(bytearray().join([record[name] for record in records]), kind["tensor"]["dtype"])
-            for name, kind in kinds.items()
-            if "tensor" in kind
-        }
-        sizes = [len(record["items"]) for record in records]
+        columns = {name: kind["tensor"]["dtype"] for name, kind in kinds.items() if "tensor" in kind}
+        # Records as objects are many times as large as what they hold: no more than one shard's are there at a time.
+        parts = [_read_shard(shard, columns) for shard in sorted(place.glob("*.array_record-*"))]
+        whole = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
         interactions = Interactions(
-            items=columns["items"],
-            offsets=np.concatenate([[0], np.cumsum(sizes) // columns["items"].itemsize]).astype(np.int64),
-            user_ids=np.array([record["user_id"].decode() for record in records]),
+            items=whole["items"],
+            offsets=np.concatenate([[0], np.cumsum(whole["sizes"])]).astype(np.int64),
+            user_ids=whole["user_id"],
             item_ids=np.array(maps["item_ids"]),
-            timestamps=columns.get("timestamps"),
+            timestamps=whole.get("timestamps"),
         )
         return interactions, maps["items"]
     except (OSError, ImportError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
@@ -89,16 +86,20 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _records(folder: Path) -> list[dict[str, bytes]]:
-    """Return the decoded records of all shards, in order."""
+def _read_shard(shard: Path, columns: dict[str, str]) -> dict[str, np.ndarray]:
+    """Return a shard's columns, its users' raw ids as "user_id", and how many items each has as "sizes"."""
     from array_record.python.array_record_module import ArrayRecordReader
 
-    records = []
-    for shard in sorted(folder.glob("*.array_record-*")):
-        reader = ArrayRecordReader(str(shard))
-        records.extend(map(decode_example, reader.read_all()))
-        reader.close()
-    return records
+    reader = ArrayRecordReader(str(shard))
+    records = [decode_example(record) for record in reader.read_all()]
+    reader.close()
+    part = {
+        name: np.frombuffer(b"".join([record[name] for record in records]), dtype) for name, dtype in columns.items()
+    }
+    itemsize = np.dtype(columns["items"]).itemsize
+    part["sizes"] = np.array([len(record["items"]) // itemsize for record in records])
+    part["user_id"] = np.array([record["user_id"].decode() for record in records])
+    return part
 
 
 def decode_example(record: bytes) -> dict[str, bytes]:

@@ -41,11 +41,11 @@ def template_fields(template: str) -> list[str]:
 
 
 def picture_files(folder: pathlib.Path, item_ids: Sequence[str]) -> dict[str, pathlib.Path]:
-    """Return the file <item id>.<ending> of each item that has one in a folder; of several, the first of ENDINGS."""
+    """Return the file <item id>.<ending> of each item that has a readable one in a folder; of several, the first of ENDINGS."""
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as entries:
-        names = {entry.name for entry in entries}
+        names = {entry.name for entry in entries if os.access(entry.path, os.R_OK) and entry.is_file()}
     lower = {name.lower(): name for name in sorted(names)}
     files = {}
     for raw in item_ids:

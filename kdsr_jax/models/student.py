@@ -159,7 +159,7 @@ class Student(nn.Module):
 
         Args:
           deterministic: True switches dropout off.
-          items: [M] int32 items 1..N; None is all of them.
+          items: [M] int32 items 1..N, or 0 where the result does not matter; None is all of them.
 
         Returns:
           [M, dim] float32, or [N, dim].

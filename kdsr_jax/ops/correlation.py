@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 _DIGIT_BITS = 4
-_MAX_PAIRS = 2 ** (32 - _DIGIT_BITS)
+MOST_PAIRS = 2 ** (32 - _DIGIT_BITS)
 
 
 def split_scores(x: jax.Array, y: jax.Array, num_splits: int, score_fn: Callable) -> jax.Array:
@@ -103,7 +103,7 @@ def sample_pairs(key: jax.Array, valid: jax.Array, num_pairs: int) -> tuple[jax.
     """
     chex.assert_rank(valid, 2)
     num_rows, length = valid.shape
-    if num_rows * length * (length - 1) // 2 > _MAX_PAIRS:
+    if num_rows * length * (length - 1) // 2 > MOST_PAIRS:
         raise ValueError(f"sample_pairs takes at most 2**28 pairs, got {num_rows} rows of {length} positions")
     counted = jnp.cumsum(valid, axis=1, dtype=jnp.int32)
     owned = counted[:, -1] * (counted[:, -1] - 1) // 2

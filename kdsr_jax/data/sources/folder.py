@@ -153,8 +153,11 @@ def _log_files(folder: str | Path) -> list[Path]:
 
 def _find_one(folder: Path, names: tuple[str, ...]) -> Path | None:
     """Return the one file of `folder` with one of the `names`, of which a pattern stands for the folder of such files."""
-    found = [folder / name for name in names if (folder / name).is_file()]
-    found += [(folder / name).parent for name in names if "*" in name and any(folder.glob(name))]
+    try:
+        found = [folder / name for name in names if (folder / name).is_file()]
+        found += [(folder / name).parent for name in names if "*" in name and any(folder.glob(name))]
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
     if len(found) > 1:
         raise UserError(f"{folder}: {' and '.join(path.name for path in found)} both exist; keep one")
     return found[0] if found else None
@@ -176,8 +179,9 @@ def _item_lines(path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def _item_rows(path: Path, id_column: str) -> Iterator[tuple[str, dict]]:
-    """Yield place and object of every row of a table of item metadata; empty cells are left out."""
+    """Yield place and object of every row of a table of item metadata, of what JSON can hold; empty cells are left out."""
     if id_column not in (names := tables.column_names(path)):
         raise UserError(f"{path}: column {id_column!r} is missing; the file has: {', '.join(names)}")
     for row, values in enumerate(tables.rows(path), 1):
-        yield f"{path}: row {row}", {name: value for name, value in values.items() if value not in (None, "")}
+        item = {name: value for name, value in values.items() if value not in (None, "")}
+        yield f"{path}: row {row}", json.loads(json.dumps(item, default=str))

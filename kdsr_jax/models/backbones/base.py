@@ -15,7 +15,7 @@ class Inputs(NamedTuple):
       history: [B, L] int32 item ids, 0 at padding.
       valid: [B, L] bool, True at real positions.
       vectors: dict name -> [B, L, width] float32, "item" (width dim; absent for a backbone without ids) and then every
-        modality; zeros at padding and, for modalities, at items without the feature.
+        modality; zeros at padding; items without the feature start at zero, too, and tuned rows move away from it.
       present: dict modality -> [B, L] bool, True where the item has the feature.
       fused: [B, L, dim] float32, ``vectors`` fused to one vector an item; None for a backbone with ``fused = False``.
       links: dict modality -> [B, L, k] int32, the item's nearest clusters, -1 where it has none; empty for a student
