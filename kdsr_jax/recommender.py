@@ -29,9 +29,8 @@ from kdsr_jax.errors import UserError
 from kdsr_jax.explain import Explanation, explain
 from kdsr_jax.layout import make_student, table_width
 from kdsr_jax.models.student import candidates_of
-from kdsr_jax.ops.scoring import DISTANCES, SCORE_FNS
 from kdsr_jax.report.files import read_json
-from kdsr_jax.teacher import fit_teachers
+from kdsr_jax.teacher import fit_teachers, likeness_to
 from kdsr_jax.workdir import refuse_other_features
 
 SCORE_BYTES = 64 * 2**20  # of one batch's scores [B, N]; larger only costs memory
@@ -251,10 +250,10 @@ class Recommender:
         names = [name for name in names if self.teachers[name].has_feature[number]]
         if not names:
             raise UserError(f"item {item!r} has no {modality or 'modality'} feature")
-        settings, total, count = self.config.teacher, np.zeros(self.num_items + 1), np.zeros(self.num_items + 1)
+        total, count = np.zeros(self.num_items + 1), np.zeros(self.num_items + 1)
         for name in names:
             teacher = self.teachers[name]
-            scores = np.asarray(score_all(teacher.condensed, teacher.condensed[number], settings.score_fn))
+            scores = np.asarray(likeness_to(teacher, number, self.config.teacher.score_fn))
             total += np.where(teacher.has_feature, scores, 0)
             count += np.asarray(teacher.has_feature)
         count[number] = 0
@@ -333,13 +332,6 @@ class Recommender:
             return None
         known = wanted if callable(wanted) else {str(raw) for raw in wanted}.__contains__
         return np.array([bool(known(str(raw))) for raw in self.item_ids[1:]])
-
-
-@functools.partial(jax.jit, static_argnames="score_fn")
-def score_all(vectors, one, score_fn):
-    """Score vectors [n, width] against one [width]; distances are turned round, so that more is more alike."""
-    scores = jax.vmap(SCORE_FNS[score_fn], (0, None))(vectors, one)
-    return -scores if score_fn in DISTANCES else scores
 
 
 def _power_of_two(number):

@@ -21,7 +21,7 @@ from kdsr_jax.files import replace_file
 from kdsr_jax.models import autoencoder
 from kdsr_jax.ops import quantize
 from kdsr_jax.ops.correlation import split_scores
-from kdsr_jax.ops.scoring import SCORE_FNS, factored
+from kdsr_jax.ops.scoring import DISTANCES, SCORE_FNS, factored
 from kdsr_jax.vq_fit import fit_ema, fit_joint
 
 SCORE_DEGREE = {"cosine": 0, "dot": 2, "euclidean": 1, "manhattan": 1}  # score(cx, cy) = c**degree * score(x, y)
@@ -61,6 +61,13 @@ def pair_correlations(teacher, first, second, score_fn, num_splits):
     return correlations_among(
         teacher, jnp.concatenate([first, second]), places, len(first) + places, score_fn, num_splits
     )
+
+
+@functools.partial(jax.jit, static_argnames="score_fn")
+def likeness_to(teacher, item, score_fn):
+    """Return the holistic scores [N + 1] of all items with one, distances turned round: more is more alike."""
+    scores = jax.vmap(SCORE_FNS[score_fn], (0, None))(teacher.condensed, teacher.condensed[item])
+    return -scores if score_fn in DISTANCES else scores
 
 
 def correlations_among(teacher, items, first, second, score_fn, num_splits):
