@@ -272,8 +272,8 @@ LOG_PROSE = """Users take random items at random times, 20 interactions a user a
 2²⁰ rows that the folder source reads; 5-core, numbering, sorting, and keeping it all in the cache (checked by reading it back) are counted.
 
 Counted by hand, an interaction is: 16 bytes while the log is read (codes of user and item, 4 each, and the time, 8; in a mapped file
-where memory is short), 12 as a history (item 4, time 8), and 4 on the device. Keeping it in the cache and reading it back need as much again,
-and some hundred bytes a user for its record."""
+where memory is short), 12 as a history (item 4, time 8), and 4 on the device. The peak is several times that: raw ids are
+texts, records are Python objects for a while, and what is kept in the cache is read back and compared."""
 CATALOGUE_PROSE = """Random histories of 20 items over N items, most of which are in none when N is large; {settings}. "Sampled" draws
 {sampled:,} items for each step's softmax (`train.sampled_items`). KDSR has one modality of 32 random numbers. Rankings are
 those of the evaluation, over all N items, top 20 included.
@@ -288,7 +288,7 @@ a character, and the features as they were read."""
 LIMITS = """## Limits
 
 - **Histories are held in memory**, and once more on the device: 10⁸ interactions are 1.2 GB on the host and 0.4 GB on the device. Longer ones
-  than memory holds are refused with a line that says how much is needed. Keeping them prepared takes 9 GB of memory for a while; where there
+  than memory holds are refused with a line that says how much is needed. Keeping them prepared takes 8 GB of memory for a while; where there
   is less, a warning says so and the source is read anew at each start.
 - **Tables are whole**: parameters and moments of all items are on the devices, spread over `mesh.model` of them. Item vectors that layers make
   (`model.item_scores=fused`, MMSRec) are made for 65,536 items at a time, or by every device for its own; the N vectors themselves are whole.
