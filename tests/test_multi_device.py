@@ -96,6 +96,14 @@ def test_eight_devices_train_as_one(eight, one):
     assert_close(eight, one)
 
 
+@pytest.mark.slow
+def test_row_sparse_tables_train_on_four_devices_as_on_one(tiny_words, tiny, tmp_path):
+    settings = (*SETTINGS, "train.sparse_tables=true", "train.sampled_items=8")
+    finish(start(tiny_words(*settings), tmp_path / "four", 4, "--config.mesh.data=4"))
+    train.train_and_evaluate(tiny(*settings), tmp_path / "one")
+    assert_close(tmp_path / "four", tmp_path / "one")
+
+
 def test_one_device_evaluates_the_checkpoint_of_eight(eight, variant, tiny):
     metrics = train.evaluate_workdir(tiny(*SETTINGS, variant=variant), eight)
     epoch = json.loads((eight / "result.json").read_text())["paper_epochs"]["mrr@20"]
