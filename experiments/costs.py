@@ -2,8 +2,8 @@
 
     python -m experiments.costs --configs=configs/beauty.py:sasrec,configs/beauty.py:kdsr-sasrm --config.data.root=PATH
 
-One chunk of training steps of the length that most steps have is traced after one that warms up. The time of an operation is what
-the device spends in it and in none that it calls; on a CPU, whose cores work at once, the parts are shares of all cores' time.
+One chunk of training steps of the length that most steps have is traced after one that warms up. The time of an operation is how
+long it runs, on however many cores, without those that it calls; the parts are shares of the sum of these times.
 Parts are jax.named_scope's of the objective and the trainer, forwards and backwards together; what the compiler fuses across two
 counts as the one that the result belongs to. Writes benchmarks/costs.json, prints two tables, and brings docs/performance.md up to date.
 """
@@ -66,8 +66,8 @@ def trace(config):
     """Trace a chunk of training steps of a config's first phase.
 
     Returns:
-      dict of "length" of the histories, "steps" traced, "ms" a step, "parts", ms by name that add up to the time of all
-      cores, and "operations", [what, ms] of the costliest.
+      dict of "length" of the histories, "steps" traced, "ms" a step, "parts", ms by name that add up to that or, where
+      operations run at once, to more, and "operations", [what, ms] of the costliest.
     """
     run = train.prepare(config)
     runner = PhaseRunner(run, train.select_phase(run), folder=None)
