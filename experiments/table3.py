@@ -20,6 +20,7 @@ SETTINGS = {
     "w/o L_S": Setting("kdsr-sasrm", ("distill.lambda_score=0.0",)),
     "w/o L_C&S": Setting("tuned-sasrm"),
     "w/o AT": Setting("kdsr-sasrm", ("train.ramp_epochs=0",)),
+    "w/o AT, L_C&S": Setting("tuned-sasrm", ("train.ramp_epochs=0",)),  # ours, to compare the last one with
 }
 NOTES = (
     "At most 15 epochs a phase. w/o tau: the hard match, the squared difference of plain scores (σ the identity, τ = "
