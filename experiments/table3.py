@@ -24,7 +24,8 @@ SETTINGS = {
 }
 NOTES = (
     "At most 15 epochs a phase. w/o tau: the hard match, the squared difference of plain scores (σ the identity, τ = "
-    "1). w/o L_C, L_S: without the distillation of codes, of scores. w/o AT: no ramp of the tables' learning rate. "
+    "1). w/o L_C, L_S: without the distillation of codes, of scores. w/o AT: no ramp of the tables' learning rate; w/o "
+    "AT, L_C&S, which is ours: plain tuning without it. "
     "The paper's numbers are of KDSR on MMSR. Diversity is that of the 20 best items of every test target at e*: "
     "coverage, percent of the items that stand in any list; Gini, of how often items stand there, 0 when all do "
     "alike; distance within a list, the mean of 1 − cosine of centred features over its pairs."

@@ -214,9 +214,7 @@ def _current(config: Any, name: str) -> Any:
         value = _walk(config, name) if all(name.split(".")) else None
     except (KeyError, TypeError, AttributeError):
         value = None
-    if value is None:
-        raise UserError(unknown_field(name))
-    if hasattr(value, "keys"):
+    if value is None or hasattr(value, "keys"):
         raise UserError(unknown_field(name))
     return value
 
