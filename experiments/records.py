@@ -28,12 +28,23 @@ RESULT = ("validation", "test", "paper", "paper_epochs", "best_epoch", "epochs",
 )
 
 
+def train_together(jobs):
+    """Train jobs that differ in their seeds alone side by side, or go on with them."""
+    import jax
+
+    from kdsr_jax import train
+
+    for job in jobs:
+        _note_commit(job)
+    try:
+        train.train_together([job.config for job in jobs], [job.workdir for job in jobs])
+    finally:
+        jax.clear_caches()  # the next run compiles its own programs
+
+
 def make_row(study, job):
     """Do a job, or go on with it, and return its row."""
-    note = job.workdir.with_suffix(".commit.json")  # beside the folder, which only takes what it knows
-    if not (note.exists() and job.workdir.exists()):
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_json(note, current_commit())
+    note = _note_commit(job)
     result = read_json(job.workdir / "result.json")
     if result is None:
         result = study.work(job.config, job.workdir)
@@ -47,6 +58,15 @@ def make_row(study, job):
     row["measures"] |= measure_ranks(study, job.config, job.workdir / "ranks.npz")
     row["measures"] |= {} if study.trains else {study.name: result}
     return row | {"workdir": job.workdir.name, "cores": os.cpu_count(), "commit": read_json(note)}
+
+
+def _note_commit(job):
+    """Write down the commit that begins a job, beside its folder, which only takes what it knows; returns the file."""
+    note = job.workdir.with_suffix(".commit.json")
+    if not (note.exists() and job.workdir.exists()):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, current_commit())
+    return note
 
 
 def own_words(job):

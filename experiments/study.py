@@ -6,7 +6,8 @@
 Every run has a folder of its own below --folder, named by its config, so that studies share runs, and a study that was killed
 goes on where it was when the same command is given again. Finished runs become lines of RESULTS/<study>/runs.jsonl, from which
 table.md and figure.svg are drawn; what stands there already with the same config is not done again (--again goes to its folder once more: a finished run is
-read and measured again, one whose folder is gone is trained anew). A run that fails is listed at the end and spoils no other. Several processes or machines share a study by --shard=1/4, 2/4, ...
+read and measured again, one whose folder is gone is trained anew). --together trains the seeds of a setting side by side, for which a GPU often has room
+(``kdsr_jax.together``). A run that fails is listed at the end and spoils no other. Several processes or machines share a study by --shard=1/4, 2/4, ...
 """
 
 import argparse
@@ -126,6 +127,7 @@ def main(study, words=None):
     parser.add_argument("--epochs", type=int, help="train.epochs of every run")
     parser.add_argument("--shard", default="1/1", help="i/n: the i-th of n equal parts of the runs")
     parser.add_argument("--again", action="store_true", help="also go to the folders of what runs.jsonl holds")
+    parser.add_argument("--together", action="store_true", help="train all seeds of a setting side by side")
     parser.add_argument("--dry-run", action="store_true", help="say what would run")
     parser.add_argument("--folder", default="runs/studies", help="of the runs")
     parser.add_argument("--results", default=str(results.FOLDER), help="folder of tables and figures")
@@ -197,6 +199,8 @@ def run(study, jobs, arguments):
         print(f"{done} of {len(todo) + done} runs stand in {store.file} already")
     failed, started = {}, time.monotonic()
     expected = [store.expected_seconds(job) for job in todo]
+    if arguments.together:
+        _train_together(study, store, todo, arguments)
     for number, job in enumerate(todo):
         left = _left(time.monotonic() - started, expected[:number], expected[number:])
         print(f"[{number + 1}/{len(todo)}] {study.name}: {job}, in {job.workdir}{left}", flush=True)
@@ -212,6 +216,28 @@ def run(study, jobs, arguments):
     for job, reason in failed.items():
         print(f"failed: {job}: {reason}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _train_together(study, store, todo, arguments):
+    """Train the jobs that differ in their seeds alone, so that the runs to come are finished; one that fails here fails there.
+
+    Raises:
+      UserError: the study does not train.
+    """
+    if not study.trains:
+        raise UserError(f"--together: {study.name} trains nothing")
+    groups = {}
+    for job in todo:
+        if arguments.again or not store.found_elsewhere(job):
+            groups.setdefault((job.dataset, job.label), []).append(job)
+    for jobs in groups.values():
+        if len(jobs) == 1:
+            continue
+        print(f"together: {', '.join(map(str, jobs))}", flush=True)
+        try:
+            records.train_together(jobs)
+        except Exception as error:  # noqa: BLE001 - each seed by itself is next
+            print(f"not together: {type(error).__name__}: {error}".splitlines()[0], flush=True)
 
 
 def _only(arguments):

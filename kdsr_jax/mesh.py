@@ -49,13 +49,13 @@ class Placement:
         return jax.tree.map(lambda array: self._put(array, self.replicated), tree)
 
     def put_rows(self, window_ids):
-        """Spread window ids [K, R] over the devices, padding R with -1 (no row) to a multiple of their axis ``data``.
+        """Spread window ids [..., R] over the devices, padding R with -1 (no row) to a multiple of their axis ``data``.
 
         Every process has all ids, which cost little, and hands over the part of its own devices.
         """
-        extra = -window_ids.shape[1] % self.data
-        padded = np.pad(window_ids, ((0, 0), (0, extra)), constant_values=-1)
-        return self._put(padded, self._sharding(None, "data"))
+        extra, before = -window_ids.shape[-1] % self.data, window_ids.ndim - 1
+        padded = np.pad(window_ids, [(0, 0)] * before + [(0, extra)], constant_values=-1)
+        return self._put(padded, self._sharding(*[None] * before, "data"))
 
     def put_tables(self, tree):
         """Spread every array of a tree by its rows [n, ...], padded as at rest, and replicate those that are no tables."""

@@ -1,5 +1,6 @@
 """One phase of a protocol: train epoch after epoch, evaluate, checkpoint, and go on from where a killed process stopped."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -55,7 +56,7 @@ class Phase:
 
 
 class PhaseRunner:
-    """Carries a phase out.
+    """Carries a phase out; ``kdsr_jax.together`` does so for several seeds at once.
 
     Attributes:
       run: the Run it belongs to.
@@ -63,9 +64,21 @@ class PhaseRunner:
       folder: Workdir.
       forgetting: Forgetting that is measured after every epoch, or None.
       batches: Batches of its training windows.
+      trainer: Trainer.
+      said_first: what stands before all that it says of an epoch: the seed, where several are trained at once.
     """
 
-    def __init__(self, run, phase, folder, forgetting=None):
+    def __init__(self, run, phase, folder, forgetting=None, like=None):
+        """Lay a phase out.
+
+        Args:
+          run, phase, folder, forgetting: see the attributes.
+          like: PhaseRunner of the same phase of a run that differs in the seed alone; what it has on the device, and its
+            compiled functions, serve both. None is on its own.
+
+        Raises:
+          UserError: the batches do not fit.
+        """
         self.run, self.phase, self.folder, self.forgetting = run, phase, folder, forgetting
         config = run.config
         windows = limit_targets(phase.train, config.train.batch_size)
@@ -73,16 +86,19 @@ class PhaseRunner:
         self.batches = Batches(windows, seed=config.seed, **sizes)
         if config.distill.enabled and config.distill.pair_budget:
             self._check_pairs()
+        self._windows, self._events, self.said_first = windows, None, ""
+        if like:
+            self._resident, self._schedules, self.trainer = like._resident, like._schedules, like.trainer
+            self.evaluator = like.evaluator
+            return
         self._resident = run.placement.put(make_resident(run.dataset.interactions, windows))
-        self._windows = windows
         tuned = run.student.modalities if run.student.tuned else ()
         optimizer, self._schedules = make_optimizer(config.train, tuned, self.batches.steps_per_epoch)
         scoring = config.teacher.score_fn, config.teacher.num_splits
         weights = config.model.cluster_weight, run.placement, config.train.sampled_items
         objective = Objective(run.student, config.distill, *scoring, *weights)
-        of_trainer = config.train.batch_size, config.seed, run.placement, config.train.sparse_tables
-        self._trainer = Trainer(objective, optimizer, *of_trainer)
-        self._events = None
+        of_trainer = config.train.batch_size, run.placement, config.train.sparse_tables
+        self.trainer = Trainer(objective, optimizer, *of_trainer)
 
     def _check_pairs(self):
         """Raise where a batch may hold more pairs than can be drawn from."""
@@ -101,21 +117,28 @@ class PhaseRunner:
         Returns:
           The record of the phase: dict with "epoch", "evaluations", "train_seconds", "eval_seconds".
         """
+        with self.started() as (checkpoints, state, record):
+            while not self.is_over(record):
+                started = time.perf_counter()
+                epoch, evaluations = record["epoch"] + 1, record["evaluations"]
+                state, losses = self.train_epoch(state, epoch, evaluations[-1]["metrics"] if evaluations else {})
+                record = self.close_epoch(checkpoints, state, record, losses, time.perf_counter() - started)
+            return record
+
+    @contextlib.contextmanager
+    def started(self):
+        """Begin, or go on from the newest checkpoint; gives (Checkpoints, TrainState, record of the phase so far)."""
         checkpoints = Checkpoints(self.folder.checkpoints(self.phase.name))
         try:
-            state, record = self._start(checkpoints)
-            while record["epoch"] < self.phase.epochs and not self.phase.finished(record["evaluations"]):
-                state, record = self._epoch(state, record)
-                scored = record["evaluations"] and record["evaluations"][-1]["epoch"] == record["epoch"]
-                score = self.phase.score(record["evaluations"]) if scored else -1.0
-                checkpoints.save(record["epoch"], self._trainer.to_store(state), record, score)
-                if processes.is_first():
-                    refresh_report(self.folder)
-            return record
+            yield checkpoints, *self._start(checkpoints)
         finally:
             if self._events:
                 self._events.close()
             checkpoints.close()
+
+    def is_over(self, record):
+        """Say whether a phase of such a record has come to its end."""
+        return record["epoch"] >= self.phase.epochs or self.phase.finished(record["evaluations"])
 
     def load_best(self):
         """Return the state of the phase's best checkpoint.
@@ -125,7 +148,7 @@ class PhaseRunner:
         """
         checkpoints = Checkpoints(self.folder.checkpoints(self.phase.name))
         try:
-            return self._trainer.from_store(checkpoints.load_best(self._abstract_state()))
+            return self.trainer.from_store(checkpoints.load_best(self._abstract_state()))
         finally:
             checkpoints.close()
 
@@ -148,8 +171,8 @@ class PhaseRunner:
             self._events = Events(self.folder.path, self.phase.name)
         if restored:
             epoch, state, record = restored
-            reporting.say(f"{self.phase.name}: going on after epoch {epoch}")
-            return self._trainer.from_store(state), record
+            reporting.say(f"{self.said_first}{self.phase.name}: going on after epoch {epoch}")
+            return self.trainer.from_store(state), record
         state = self.new_state()
         if self.forgetting:
             self._log({"phase": self.phase.name, "epoch": 0, "forgetting": self.forgetting.measure(state.params)})
@@ -160,18 +183,25 @@ class PhaseRunner:
         self.folder.log(**line)
         if self._events:
             self._events.add(line)
-        reporting.say(reporting.describe_epoch(line, self.phase.epochs))
+        reporting.say(self.said_first + reporting.describe_epoch(line, self.phase.epochs))
 
     def _abstract_state(self):
-        return self._trainer.stored_shapes(self.run.tables, self.run.facts)
+        return self.trainer.stored_shapes(self.run.tables, self.run.facts)
 
-    def _epoch(self, state, record):
-        """Train one epoch and evaluate it if the phase says so; returns (state, new record)."""
+    def close_epoch(self, checkpoints, state, record, losses, trained):
+        """Evaluate an epoch if the phase says so, and log and keep it.
+
+        Args:
+          checkpoints: Checkpoints that take it in.
+          state: TrainState after it.
+          record: of the phase before it.
+          losses: as ``train_epoch`` gives them.
+          trained: seconds that it took to train.
+
+        Returns:
+          The record after it.
+        """
         epoch = record["epoch"] + 1
-        started = time.perf_counter()
-        last = record["evaluations"][-1]["metrics"] if record["evaluations"] else {}
-        state, losses = self.train_epoch(state, epoch, last)
-        trained = time.perf_counter() - started
         line = {"phase": self.phase.name, "epoch": epoch, "step": int(state.step), "losses": losses}
         line["learning_rates"] = {name: float(rate(state.step)) for name, rate in self._schedules.items()}
         line["targets_per_second"] = self._windows.num_targets / trained
@@ -188,11 +218,16 @@ class PhaseRunner:
         seconds = {"train_seconds": trained, "eval_seconds": time.perf_counter() - started}
         self._log(line | seconds)
         totals = {name: record[name] + value for name, value in seconds.items()}
-        return state, {"epoch": epoch, "evaluations": evaluations, **totals}
+        record = {"epoch": epoch, "evaluations": evaluations, **totals}
+        score = self.phase.score(evaluations) if self.phase.evaluates(epoch) else -1.0
+        checkpoints.save(epoch, self.trainer.to_store(state), record, score)
+        if processes.is_first():
+            refresh_report(self.folder)
+        return record
 
     def new_state(self):
         """Return the state before the first step."""
-        return self._trainer.init(self.run.tables, self.run.facts)
+        return self.trainer.init(self.run.config.seed, self.run.tables, self.run.facts)
 
     def train_epoch(self, state, epoch, last_metrics=()):
         """Train one epoch, showing its progress.
@@ -208,30 +243,28 @@ class PhaseRunner:
         Raises:
           Diverged: a loss part or the gradient became NaN or infinite.
         """
-        chunks, warmup = self.batches.chunks_per_epoch, epoch <= self.run.config.model.warmup_epochs
-        done, sums, total = int(state.step), {}, 0.0
+        losses = EpochLosses(self, epoch, int(state.step))
 
         def logs():
             nonlocal state
-            for index in range((epoch - 1) * chunks, epoch * chunks):
+            for index, warmup in self.chunks_of(epoch):
                 state, log = self.train_chunk(state, index, warmup)
                 yield log
 
-        with reporting.EpochProgress(self.phase.name, epoch, self.phase.epochs, chunks, last_metrics) as progress:
-            # A chunk's log is read when the next chunk is under way, so that the device never waits for the host.
-            for log, _ in itertools.pairwise(itertools.chain(logs(), [None])):
-                log = {name: np.asarray(values, np.float64) for name, values in jax.device_get(log).items()}
-                if not all(np.isfinite(values).all() for values in log.values()):
-                    processes.together(lambda: self._stop(log, epoch, done))  # noqa: B023 - called at once
-                targets = log.pop("targets")
-                done += np.count_nonzero(targets)
-                total += targets.sum()
-                for name, values in log.items():
-                    sums[name] = sums.get(name, 0.0) + float(values @ targets)
-                progress.advance(
-                    targets.sum(), {name: values @ targets / targets.sum() for name, values in log.items()}
-                )
-        return state, {name: value / total for name, value in sums.items()}
+        with self.progress(epoch, last_metrics) as progress:
+            for log in in_time(logs()):
+                progress.advance(*losses.add(log))
+        return state, losses.means()
+
+    def chunks_of(self, epoch):
+        """List an epoch's chunks: (index, whether they belong to the warm-up)."""
+        chunks, warmup = self.batches.chunks_per_epoch, epoch <= self.run.config.model.warmup_epochs
+        return [(index, warmup) for index in range((epoch - 1) * chunks, epoch * chunks)]
+
+    def progress(self, epoch, last_metrics=()):
+        """Return the ``EpochProgress`` of an epoch; last_metrics are shown."""
+        chunks = self.batches.chunks_per_epoch
+        return reporting.EpochProgress(self.phase.name, epoch, self.phase.epochs, chunks, last_metrics)
 
     def train_chunk(self, state, index, warmup=False):
         """Train chunk ``index`` of ``batches``.
@@ -245,19 +278,13 @@ class PhaseRunner:
           (state, log), both still on the device; see ``Trainer``.
         """
         length, ids = self.batches.chunk(index)
-        arguments = state, self._resident, self.run.teachers, self.run.placement.put_rows(ids)
-        with jax.default_matmul_precision(PRECISIONS[self.run.config.train.matmul_precision]):
-            return self._trainer.run_chunk(*arguments, length=length, warmup=warmup)
+        return self.run_steps(self.trainer.run_chunk, state, ids, length, warmup)
 
-    def _stop(self, log, epoch, before):
-        bad = [name for name, values in log.items() if not np.isfinite(values).all()]
-        parts = [name for name in bad if name not in ("loss", "gradient_norm")] or bad
-        steps = f"{before + 1} to {before + int((log['targets'] > 0).sum())}"
-        kept = f"the good checkpoint of epoch {epoch - 1} is kept" if epoch > 1 else "there is no checkpoint yet"
-        raise Diverged(
-            f"{self.phase.name}, epoch {epoch}: {', '.join(parts)} became NaN or infinite in steps {steps}; {kept}; "
-            f"try a smaller --config.train.learning_rate in a new --workdir"
-        )
+    def run_steps(self, run_chunk, states, ids, length, warmup):
+        """Call ``Trainer.run_chunk``, or ``run_chunks`` with an axis of seeds, in the precision that the config asks for."""
+        arguments = states, self._resident, self.run.teachers, self.run.placement.put_rows(ids)
+        with jax.default_matmul_precision(PRECISIONS[self.run.config.train.matmul_precision]):
+            return run_chunk(*arguments, length=length, warmup=warmup)
 
     def _gradient_norms(self, state):
         """Measure each loss part's pull on the modality tables on one batch: the phase's first of the longest bucket.
@@ -272,7 +299,7 @@ class PhaseRunner:
         rows = 1 << (ids.shape[1] - 1).bit_length()
         ids = np.pad(ids[:1], ((0, 0), (0, rows - ids.shape[1])), constant_values=-1)
         ids = self.run.placement.put_rows(ids)[0]
-        norms = self._trainer.part_gradient_norms(state, self._resident, self.run.teachers, ids, length=longest)
+        norms = self.trainer.part_gradient_norms(state, self._resident, self.run.teachers, ids, length=longest)
         return {name: float(value) for name, value in norms.items()}
 
     def _keep_ranks(self, evaluations, ranks):
@@ -295,3 +322,52 @@ class PhaseRunner:
             epoch=evaluations[-1]["epoch"],
             evaluated_on=self.phase.label,
         )
+
+
+class EpochLosses:
+    """Adds the logs of an epoch's chunks up, and stops a run that diverged."""
+
+    def __init__(self, runner, epoch, done):
+        """Begin: epoch is its number, ``done`` the steps before it."""
+        self._runner, self._epoch, self._done = runner, epoch, done
+        self._sums, self._targets = {}, 0.0
+
+    def add(self, log):
+        """Take a chunk's log in, arrays [K] of the host by name.
+
+        Returns:
+          (its targets, dict loss part -> mean over them).
+
+        Raises:
+          Diverged: a number of it is NaN or infinite.
+        """
+        log = {name: np.asarray(values, np.float64) for name, values in log.items()}
+        if not all(np.isfinite(values).all() for values in log.values()):
+            processes.together(lambda: self._stop(log))
+        targets = log.pop("targets")
+        self._done += np.count_nonzero(targets)
+        self._targets += targets.sum()
+        sums = {name: float(values @ targets) for name, values in log.items()}
+        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in sums.items()}
+        return targets.sum(), {name: value / targets.sum() for name, value in sums.items()}
+
+    def means(self):
+        """Return the mean of each loss part over the targets so far."""
+        return {name: value / self._targets for name, value in self._sums.items()}
+
+    def _stop(self, log):
+        phase, epoch = self._runner.phase.name, self._epoch
+        bad = [name for name, values in log.items() if not np.isfinite(values).all()]
+        parts = [name for name in bad if name not in ("loss", "gradient_norm")] or bad
+        steps = f"{self._done + 1} to {self._done + int((log['targets'] > 0).sum())}"
+        kept = f"the good checkpoint of epoch {epoch - 1} is kept" if epoch > 1 else "there is no checkpoint yet"
+        raise Diverged(
+            f"{self._runner.said_first}{phase}, epoch {epoch}: {', '.join(parts)} became NaN or infinite in steps {steps}; {kept}; "
+            f"try a smaller --config.train.learning_rate in a new --workdir"
+        )
+
+
+def in_time(logs):
+    """Bring chunks' logs to the host, each when the next chunk is under way, so that the device never waits for the host."""
+    for log, _ in itertools.pairwise(itertools.chain(logs, [None])):
+        yield jax.device_get(log)

@@ -8,6 +8,7 @@ Protocols (``eval.protocol``):
   both        select, then one refit that serves both.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -17,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdsr_jax import processes, reporting
+from kdsr_jax import processes, reporting, together
 from kdsr_jax.announce import announce
 from kdsr_jax.cache import cache_folder
 from kdsr_jax.clusters import item_facts
@@ -94,11 +95,7 @@ def train_and_evaluate(config, workdir):
     with Workdir(workdir, config) as folder:
         result = folder.read_json("result.json")
         if result is None:
-            check_installed(config.log)
-            run = prepare(config)
-            _claim(folder, run.dataset)
-            result = _train(run, folder)
-            folder.write_json("result.json", result)
+            result = _train([config], [folder])[0]
         else:
             reporting.say("this run is finished; its result:")
             if not processes.first((folder.path / "examples.json").exists):
@@ -108,6 +105,26 @@ def train_and_evaluate(config, workdir):
             refresh_report(folder)
         reporting.print_result(result, workdir)
         return result
+
+
+def train_together(configs, workdirs):
+    """Train and test runs that differ in their seeds alone, side by side (``kdsr_jax.together``), unless all are finished.
+
+    Args:
+      configs: validated configs that are equal but for ``seed``.
+      workdirs: a folder for each.
+
+    Raises:
+      UserError: see ``train_and_evaluate``; or there are several devices.
+    """
+    _join(configs[0])
+    with contextlib.ExitStack() as stack:
+        pairs = zip(configs, workdirs, strict=True)
+        folders = [stack.enter_context(Workdir(workdir, config)) for config, workdir in pairs]
+        if any(folder.read_json("result.json") is None for folder in folders):
+            _train(configs, folders)
+            for folder in folders:
+                refresh_report(folder)
 
 
 def evaluate_workdir(config, workdir):
@@ -253,27 +270,53 @@ def _ranking(metrics):
     return {name: value for name, value in metrics.items() if not name.startswith("coverage")}
 
 
-def _train(run, folder):
-    """Carry out the phases and return the content of result.json."""
-    ids = run.dataset.interactions
-    folder.write_arrays("ids.npz", user_ids=ids.user_ids, item_ids=ids.item_ids)
-    folder.write_json("overview.json", overview(run, count_parameters(run.abstract_params)))
-    forgetting = make_forgetting(run)
-    announce(run)
-    protocol = run.config.eval.protocol
-    selection = folder.read_json("selection.json")
-    if protocol != "paper" and selection is None:
-        selection = _summarise_select(run, PhaseRunner(run, select_phase(run), folder, forgetting).execute())
-        folder.write_json("selection.json", selection)  # e* is on disk before any test item is looked at
-        reporting.say(
-            f"select: epoch {selection['best_epoch']} is best on validation; refit starts anew on the whole train part"
-        )
-    selection = selection or {"best_epoch": None, "validation": None, "train_seconds": 0.0, "eval_seconds": 0.0}
-    runner = PhaseRunner(run, refit_phase(run, selection["best_epoch"]), folder, forgetting)
-    refit = runner.execute()
-    with optional("examples.json"):
-        _write_examples(runner)
-    return _result(run, selection, refit, folder)
+def _train(configs, folders):
+    """Carry out the phases of runs that differ in their seeds alone; writes and returns the contents of result.json."""
+    check_installed(configs[0].log)
+    first = prepare(configs[0])
+    runs = [dataclasses.replace(first, config=config) for config in configs]
+    ids = first.dataset.interactions
+    for run, folder in zip(runs, folders, strict=True):
+        _claim(folder, run.dataset)
+        folder.write_arrays("ids.npz", user_ids=ids.user_ids, item_ids=ids.item_ids)
+        folder.write_json("overview.json", overview(run, count_parameters(run.abstract_params)))
+    forgetting = [make_forgetting(run) for run in runs]
+    announce(first)
+    selections = [folder.read_json("selection.json") for folder in folders]
+    undecided = [n for n, selection in enumerate(selections) if selection is None]
+    if first.config.eval.protocol == "paper":
+        selections = [{"best_epoch": None, "validation": None, "train_seconds": 0.0, "eval_seconds": 0.0}] * len(runs)
+    elif undecided:
+        runners = _runners([(runs[n], select_phase(runs[n]), folders[n], forgetting[n]) for n in undecided])
+        for n, runner, record in zip(undecided, runners, _execute(runners, len(runs)), strict=True):
+            selections[n] = _summarise_select(runs[n], record)
+            folders[n].write_json("selection.json", selections[n])  # e* is on disk before any test item is looked at
+            reporting.say(
+                f"{runner.said_first}select: epoch {selections[n]['best_epoch']} is best on validation; "
+                "refit starts anew on the whole train part"
+            )
+    phases = [refit_phase(run, selection["best_epoch"]) for run, selection in zip(runs, selections, strict=True)]
+    runners, results = _runners(zip(runs, phases, folders, forgetting, strict=True)), []
+    for runner, selection, refit in zip(runners, selections, _execute(runners, len(runs)), strict=True):
+        with optional("examples.json"):
+            _write_examples(runner)
+        results.append(_result(runner.run, selection, refit, runner.folder))
+    for folder, result in zip(folders, results, strict=True):
+        folder.write_json("result.json", result)
+    return results
+
+
+def _runners(parts):
+    """Return the PhaseRunner of each (run, phase, folder, forgetting), the later ones like the first."""
+    runners = []
+    for part in parts:
+        runners.append(PhaseRunner(*part, like=runners[0] if runners else None))
+    return runners
+
+
+def _execute(runners, places):
+    """Carry the phase out, of several seeds in a program with so many places."""
+    return together.execute(runners, places) if places > 1 else [runners[0].execute()]
 
 
 def reopen(config, folder):

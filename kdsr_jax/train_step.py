@@ -14,23 +14,30 @@ from kdsr_jax.resident import cut_batch
 
 
 class TrainState(NamedTuple):
-    """All that changes in training, and the frozen tables that go with it; a pytree.
+    """All that changes in training, and what goes with it unchanged; a pytree.
 
     Attributes:
       step: int32, optimizer steps done; with the seed it decides dropout and pair draws.
+      seed: [2] uint32, the data of the seed's PRNG key. It is no constant of the programs, so that all seeds share them.
       params: the student's trainable variables.
       frozen: its frozen tables.
       opt_state: of the optimizer.
     """
 
     step: jax.Array
+    seed: jax.Array
     params: Any
     frozen: Any
     opt_state: Any
 
+    @property
+    def key(self):
+        """PRNG key of the next step."""
+        return jax.random.fold_in(jax.random.wrap_key_data(self.seed), self.step)
+
 
 class Trainer:
-    """Compiled functions of one phase; they share the objective, the optimizer and the resident data.
+    """Compiled functions of one phase; they share the objective and the optimizer.
 
     Attributes:
       objective: Objective.
@@ -40,26 +47,27 @@ class Trainer:
       sparse_tables: whether a step works on the rows of its items alone (``sparse``), which needs items drawn for the softmax.
     """
 
-    def __init__(self, objective, optimizer, num_slots, seed, placement, sparse_tables=False):
+    def __init__(self, objective, optimizer, num_slots, placement, sparse_tables=False):
         self.objective, self.optimizer, self.num_slots, self.placement = objective, optimizer, num_slots, placement
         self.sparse_tables = sparse_tables
-        self._key = jax.random.key(seed)
         self.run_chunk = jax.jit(self._chunk, static_argnames=("length", "warmup"), donate_argnums=0)
+        self.run_chunks = jax.jit(self._chunks, static_argnames=("length", "warmup"), donate_argnums=0)
         self.part_gradient_norms = jax.jit(self._part_gradient_norms, static_argnames="length")
 
-    def init(self, tables, facts=None):
+    def init(self, seed, tables, facts=None):
         """Create the state under jit, so that no device ever holds more than its part.
 
         Args:
+          seed: of parameters, dropout and pairs.
           tables: dict modality -> [N + 1, width] initial rows of the modality tables, as ``Placement.put_table`` gives them.
           facts: dict modality -> Facts; None takes every item as covered.
 
         Returns:
           TrainState at step 0.
         """
-        # A step that lies on the mesh puts the state there too, where a model has no tables; else chunks are compiled twice.
-        start = self.placement.put(np.int32(0))
-        return jax.jit(lambda step, *given: self._pack(self._init(*given)._replace(step=step)))(start, tables, facts)
+        # What lies on the mesh puts the state there too, where a model has no tables; else chunks are compiled twice.
+        start = self.placement.put((np.int32(0), _key_data(seed)))
+        return jax.jit(lambda *given: self._pack(self._init(*given)))(*start, tables, facts)
 
     def to_store(self, state):
         """Return a state as checkpoints hold it: without the rows that tables rest with, whatever the mesh."""
@@ -74,7 +82,7 @@ class Trainer:
 
     def stored_shapes(self, tables, facts=None):
         """Return shapes and shardings of a state as checkpoints hold it; tables and facts as for ``init``."""
-        shapes = jax.eval_shape(self._init, tables, facts)
+        shapes = jax.eval_shape(self._init, np.int32(0), _key_data(0), tables, facts)
         shardings = self.placement.stored(shapes)
         return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings)
 
@@ -84,11 +92,11 @@ class Trainer:
     def _unpack(self, tree):
         return self.placement.unpack(tree, self.objective.student.num_items)
 
-    def _init(self, tables, facts):
-        student, key = self.objective.student, jax.random.fold_in(self._key, 2**31 - 1)
+    def _init(self, step, seed, tables, facts):
+        student, key = self.objective.student, jax.random.fold_in(jax.random.wrap_key_data(seed), 2**31 - 1)
         tables = {name: self.placement.unpad(table, student.num_items + 1) for name, table in tables.items()}
         params, frozen = init_student(student, key, tables, facts)
-        return TrainState(jnp.int32(0), params, frozen, self.optimizer.init(params))
+        return TrainState(step, seed, params, frozen, self.optimizer.init(params))
 
     def _chunk(self, state, resident, teachers, window_ids, length, warmup=False):
         """Run K steps.
@@ -115,10 +123,14 @@ class Trainer:
         state, log = jax.lax.scan(step, self._unpack(state), window_ids)
         return self._pack(state), jax.tree.map(self.placement.spread, log)
 
+    def _chunks(self, states, resident, teachers, window_ids, length, warmup=False):
+        """Do as ``_chunk`` does with S states at once: they, the ids [S, K, R] and the log have an axis of seeds in front."""
+        run = functools.partial(self._chunk, length=length, warmup=warmup)
+        return jax.vmap(run, (0, None, None, 0))(states, resident, teachers, window_ids)
+
     def _step(self, state, *, resident, teachers, ids, length, warmup):
         batch = cut_batch(resident, ids, length, self.num_slots)
-        key = jax.random.fold_in(self._key, state.step)
-        return self._update(state, self.objective.warm_up if warmup else self.objective, teachers, batch, key)
+        return self._update(state, self.objective.warm_up if warmup else self.objective, teachers, batch)
 
     def _sparse_step(self, state, resident, teachers, ids, length, warmup):
         """Do as ``_step`` does, or nothing for an idle step, on the rows of the step's items.
@@ -126,8 +138,7 @@ class Trainer:
         The choice is made among these rows, because one between whole tables copies them.
         """
         batch = cut_batch(resident, ids, length, self.num_slots)
-        key = jax.random.fold_in(self._key, state.step)
-        sampled = jnp.zeros(0, jnp.int32) if warmup else self.objective.draw_items(key)
+        sampled = jnp.zeros(0, jnp.int32) if warmup else self.objective.draw_items(state.key)
         rows = sparse.touched_rows(self.objective.num_items, batch.history, batch.targets, sampled)
         history, targets, sampled = (sparse.places(rows, items) for items in (batch.history, batch.targets, sampled))
         objective = self.objective.on_rows(rows.size)
@@ -135,20 +146,19 @@ class Trainer:
             "loss": objective.warm_up if warmup else functools.partial(objective, sampled=sampled),
             "teachers": sparse.take(teachers, rows),
             "batch": batch._replace(history=history, targets=targets),
-            "key": key,
         }
         few, log = _unless_idle(ids, functools.partial(self._update, **given), sparse.take(state, rows))
         return sparse.put(state, few, rows)._replace(frozen=state.frozen), log
 
-    def _update(self, state, loss, teachers, batch, key):
+    def _update(self, state, loss, teachers, batch):
         loss = jax.value_and_grad(loss, has_aux=True)
-        (total, parts), gradient = loss(state.params, state.frozen, teachers, batch, key)
+        (total, parts), gradient = loss(state.params, state.frozen, teachers, batch, state.key)
         with jax.named_scope("optimizer"):
             updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         targets = batch.mask.sum().astype(jnp.float32)
         log = parts | {"loss": total, "gradient_norm": optax.tree.norm(gradient), "targets": targets}
-        return TrainState(state.step + 1, params, state.frozen, opt_state), log
+        return state._replace(step=state.step + 1, params=params, opt_state=opt_state), log
 
     def _part_gradient_norms(self, state, resident, teachers, ids, length):
         """Norm of each weighted loss part's gradient on the modality tables it acts on, for one batch [R] of window ids.
@@ -161,8 +171,7 @@ class Trainer:
         names = [f"{name}_embedding" for name in self.objective.student.modalities]
 
         def parts(tables):
-            key = jax.random.fold_in(self._key, state.step)
-            return self.objective(state.params | tables, state.frozen, teachers, batch, key)[1]
+            return self.objective(state.params | tables, state.frozen, teachers, batch, state.key)[1]
 
         values, pull_back = jax.vjp(parts, {name: state.params[name] for name in names})
         norms = {}
@@ -175,6 +184,10 @@ class Trainer:
                     norm = optax.tree.norm(gradients[f"{modality}_embedding"])
                     norms[f"{part} on {modality}"] = weight * norm
         return norms
+
+
+def _key_data(seed):
+    return np.asarray(jax.random.key_data(jax.random.key(seed)))
 
 
 def _unless_idle(ids, step, state):

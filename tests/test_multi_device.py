@@ -187,7 +187,7 @@ run = train.prepare(cli.parse(sys.argv[1:]).config)
 runner = PhaseRunner(run, train.refit_phase(run, None), None)
 state, ids = runner.new_state(), runner.batches.chunk(0)
 given = state, runner._resident, run.teachers, run.placement.put_rows(ids[1])
-print(runner._trainer.run_chunk.lower(*given, length=ids[0], warmup=False).compile().as_text())
+print(runner.trainer.run_chunk.lower(*given, length=ids[0], warmup=False).compile().as_text())
 evaluator, variables = runner.evaluator, {"params": state.params, "frozen": state.frozen}
 length, ids = evaluator._batches.chunk(0)
 candidates = evaluator._candidates(variables)

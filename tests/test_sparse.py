@@ -39,9 +39,9 @@ def pairs(dense, other):
 
 def touched_by(runner, ids):
     """Whether the histories, targets and drawn items of the first step hold each row [N + 1]."""
-    trainer = runner._trainer
+    trainer = runner.trainer
     batch = cut_batch(runner._resident, jnp.asarray(ids), 4, trainer.num_slots)
-    drawn = trainer.objective.draw_items(jax.random.fold_in(trainer._key, 0))
+    drawn = trainer.objective.draw_items(runner.new_state().key)
     return np.isin(np.arange(NUM_ITEMS + 1), np.concatenate([batch.history.ravel(), batch.targets, drawn]))
 
 
@@ -53,7 +53,7 @@ def few_rows(runner):
 
 
 def one_step(runner, state, ids):
-    trainer = runner._trainer
+    trainer = runner.trainer
     return trainer.run_chunk(state, runner._resident, runner.run.teachers, runner.run.placement.put_rows(ids), length=4)
 
 
@@ -124,14 +124,14 @@ def test_an_idle_step_changes_no_bit(tiny):
 
 def test_the_dense_step_is_plain_adam_of_the_whole_tables_to_the_bit(tiny):
     runner = runner_of(tiny)
-    trainer, ids = runner._trainer, runner.batches.chunk(0)[1][:1]
+    trainer, ids = runner.trainer, runner.batches.chunk(0)[1][:1]
     assert not trainer.sparse_tables
 
     @jax.jit
     def plain(state, teachers):
         batch = cut_batch(runner._resident, jnp.asarray(ids[0]), 4, trainer.num_slots)
         loss = jax.grad(trainer.objective, has_aux=True)
-        gradient, _ = loss(state.params, state.frozen, teachers, batch, jax.random.fold_in(trainer._key, state.step))
+        gradient, _ = loss(state.params, state.frozen, teachers, batch, state.key)
         updates, opt_state = trainer.optimizer.update(gradient, state.opt_state, state.params)
         return optax.apply_updates(state.params, updates), opt_state
 
@@ -160,7 +160,7 @@ def compiled_chunk(tiny, num_items, sparse_tables):
     settings = runner.run.config
     objective = Objective(student, settings.distill, "cosine", 4, sampled_items=3)
     optimizer, _ = make_optimizer(settings.train, student.modalities, 5)
-    trainer = Trainer(objective, optimizer, 80, 0, runner.run.placement, sparse_tables)
+    trainer = Trainer(objective, optimizer, 80, runner.run.placement, sparse_tables)
     state = trainer.stored_shapes({"image": shape((num_items + 1, 8), jnp.float32)})
     teachers = jax.tree.map(
         lambda a: shape((num_items + 1, *a.shape[1:]) if a.shape[0] == NUM_ITEMS + 1 else a.shape, a.dtype),

@@ -399,11 +399,11 @@ def test_one_target_a_prefix_trains_on_the_same_targets_and_changes_no_evaluatio
 def test_matrix_products_have_the_precision_asked_for(tiny, precision, written, monkeypatch):
     run = train.prepare(tiny(f"train.matmul_precision={precision}", variant=":sasrec"))
     runner = PhaseRunner(run, train.refit_phase(run, 1), folder=None)
-    run_chunk = runner._trainer.run_chunk
+    run_chunk = runner.trainer.run_chunk
     monkeypatch.setattr(
-        runner._trainer, "run_chunk", lambda *given, **static: run_chunk.lower(*given, **static).as_text()
+        runner.trainer, "run_chunk", lambda *given, **static: run_chunk.lower(*given, **static).as_text()
     )
-    text = runner.train_chunk(jax.eval_shape(runner.new_state), 0)
+    text = runner.train_chunk(runner._abstract_state(), 0)
     products = [line for line in text.splitlines() if "dot_general" in line]
     assert products and [line for line in products if written not in line] == []
 

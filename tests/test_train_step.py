@@ -27,10 +27,10 @@ class Setting:
         tuned = run.student.modalities if run.student.tuned else ()
         optimizer, _ = make_optimizer(config.train, tuned, self.batches.steps_per_epoch)
         objective = Objective(run.student, config.distill, config.teacher.score_fn, config.teacher.num_splits)
-        self.trainer = Trainer(objective, optimizer, config.train.batch_size, config.seed, run.placement)
+        self.trainer = Trainer(objective, optimizer, config.train.batch_size, run.placement)
 
     def start(self):
-        return self.trainer.init(self.run.tables)
+        return self.trainer.init(0, self.run.tables)
 
     def call(self, state, ids):
         placed = self.run.placement.put_rows(np.asarray(ids))

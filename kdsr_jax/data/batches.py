@@ -76,7 +76,7 @@ class Batches:
         self._planned: tuple[int, list[tuple[int, np.ndarray]]] | None = None
 
     def chunk(self, index: int) -> tuple[int, np.ndarray]:
-        """Return chunk `index`, a pure function of the seed and `index`.
+        """Return chunk `index`, a pure function of the seed and `index`; its shape is one of `index` alone.
 
         Args:
             index: chunk number from 0 since the start of training; `index // chunks_per_epoch` is its epoch.
@@ -102,7 +102,8 @@ class Batches:
         chunks = []
         for bucket, (_, members) in zip(self.buckets, self._members, strict=True):
             chunks.extend((bucket.length, chunk) for chunk in self._deal(rng, bucket, members))
-        return [chunks[place] for place in rng.permutation(len(chunks))]
+        # Their order is the same for all seeds, which so can be trained side by side (`kdsr_jax.together`).
+        return [chunks[place] for place in np.random.default_rng(epoch).permutation(len(chunks))]
 
     def _deal(self, rng: np.random.Generator, bucket: Bucket, members: np.ndarray) -> np.ndarray:
         """Deal one bucket's windows to its batches, [chunks, K, R] int32."""

@@ -288,3 +288,31 @@ def test_rows_of_settings_that_are_no_more_are_dropped(run, work, tmp_path):
     study = make_study(work, settings={"ids": Setting("sasrec")})
     store = Store(tmp_path / "results", study)
     assert [row["label"] for row in store.rows()] == ["ids"]
+
+
+def test_together_trains_the_seeds_of_a_setting_at_once_and_alone_where_that_fails(run, work, tmp_path, monkeypatch):
+    groups = []
+
+    def train_together(jobs):
+        groups.append([(job.label, job.seed) for job in jobs])
+        if jobs[0].label == "ids":
+            raise MemoryError("no room")
+        for job in jobs:
+            job.workdir.parent.mkdir(parents=True, exist_ok=True)
+            work(job.config, job.workdir)
+
+    monkeypatch.setattr(module.records, "train_together", train_together)
+    code, out, _ = run("--seeds=0,1", "--together", "--only=ids;tuned")
+    assert code == 0 and groups == [[(label, 0), (label, 1)] for label in ("ids", "tuned")]
+    assert (
+        "together: planted, tuned, seed 0, planted, tuned, seed 1" in out
+        and "not together: MemoryError: no room" in out
+    )
+    assert len(rows_of(tmp_path)) == 4 and len(work.calls) == 4
+    code, out, _ = run("--seeds=0,1,2", "--together", "--only=ids;tuned")  # one seed of each is left
+    assert code == 0 and len(groups) == 2 and len(rows_of(tmp_path)) == 6
+
+
+def test_together_is_for_studies_that_train(run):
+    code, _, err = run("--together", study=make_study(lambda config, workdir: {}))
+    assert code == 2 and err.count("\n") == 1 and "--together: some trains nothing" in err
