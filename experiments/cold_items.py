@@ -144,6 +144,9 @@ def table(rows):
 def _differences(rows, dataset):
     """Return the markdown of the comparisons of one dataset by popularity, or nothing where there are none."""
     comparisons = [row for row in tables.compared_in(rows, dataset, grouped=True) if row["metric"] in METRICS]
+    comparisons = [
+        row for row in comparisons if (row["low"], row["high"]) != (0, 0)
+    ]  # nobody finds an unseen item by its id
     found = {}
     for row, p in zip(comparisons, holm([row["p"] for row in comparisons]), strict=True):
         found.setdefault(row["metric"], {}).setdefault(row["label"], {})[row["group"]] = tables.difference(row, p)
@@ -152,7 +155,7 @@ def _differences(rows, dataset):
         names = [name for name in BINS if any(name in cells for cells in settings.values())]
         lines = [[label, *(cells.get(name, "") for name in names)] for label, cells in settings.items()]
         text += f"**{dataset}: {metric} of {REFERENCE} minus that of others**, by popularity; percentage points, paired by user, with 95 % "
-        text += f"intervals, not adjusted, and p by Holm's method for these {len(comparisons)} comparisons\n\n"
+        text += f"intervals, not adjusted, p by Holm's method for these {len(comparisons)} comparisons, and each seed's difference in brackets\n\n"
         text += tables.markdown([f"{REFERENCE} minus", *names], lines) + "\n\n"
     return text
 

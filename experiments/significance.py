@@ -1,5 +1,8 @@
 """Whether a study's reference beats another setting, user by user: paired bootstrap and permutation, Holm, Welch.
 
+The resampling of users tells two trained models apart; it knows nothing of what other seeds would give, which often is more:
+two seeds of one setting mostly differ "significantly" as well. So the difference of each seed stands beside it.
+
 The unit is the user. A metric is a mean over test instances, so a user's share in it is the sum over its instances,
 averaged over seeds, and the statistic is the sum over users divided by the number of instances. Whole users are drawn
 or have their sign flipped: instances of one user are not independent.
@@ -8,7 +11,8 @@ A comparison is an object of runs.jsonl with
   kind                      "comparison"
   dataset, label, reference, metric
   difference, low, high     reference minus label in percentage points, and the bootstrap's 95 % percentile interval
-  p                         two-sided, of the sign-flip permutation, not adjusted
+  p                         two-sided, of the sign-flip permutation, not adjusted, 1 / (1 + DRAWS) at least
+  by_seed                   the difference of each seed alone, in the order of ``seeds``
   group                     of targets, which alone are compared; missing where all are
   users, seeds              how many users, and the list of seeds that both settings have
   welch_p                   of Welch's t between the seeds' metrics, weak below five seeds; None below two
@@ -25,6 +29,7 @@ from kdsr_jax.files import replace_file
 
 METRICS = ("hr@5", "mrr@5", "hr@20", "mrr@20")
 DRAWS = 10_000
+LEVEL = 0.05  # of adjusted p
 CHUNK = 250  # draws at a time
 
 
@@ -100,6 +105,7 @@ def compare_runs(pairs, inside=slice(None)):
         seeds = ours[:, :, number].mean(1), others[:, :, number].mean(1)
         line = {"metric": metric, "difference": 100 * float(sums[:, number].sum() / len(user))}
         line |= {"low": 100 * float(low[number]), "high": 100 * float(high[number]), "p": float(p[number])}
+        line["by_seed"] = [100 * float(difference) for difference in seeds[0] - seeds[1]]
         lines.append(line | {"users": len(sums), "welch_p": welch(*seeds)})
     return lines
 
@@ -141,6 +147,12 @@ def paired_tests(sums, counts, draws=DRAWS):
         beyond += (np.abs(signs @ sums) >= seen[None] * (1 - 1e-12) - 1e-12).sum(0)
     low, high = np.percentile(np.concatenate(means), (2.5, 97.5), axis=0)
     return low, high, (1 + beyond) / (1 + draws)
+
+
+def differs(row, adjusted):
+    """Say whether a comparison tells its settings apart: users do (adjusted p), and two seeds or more, all by the same sign."""
+    signs = np.sign(row["by_seed"])
+    return adjusted < LEVEL and len(signs) > 1 and abs(signs.sum()) == len(signs)
 
 
 def welch(ours, others):

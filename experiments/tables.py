@@ -8,14 +8,13 @@ import pathlib
 import statistics
 
 from experiments.panels import datasets_of, mean_score, runs_of
-from experiments.significance import average_gain, best_baseline, holm
+from experiments.significance import DRAWS, LEVEL, average_gain, best_baseline, differs, holm
 from kdsr_jax.labels import PAPER as PAPERS_PROTOCOL
 
 # What the paper prints, in percent: dataset -> label -> values, in the order of its "metrics".
 PAPER = json.loads((pathlib.Path(__file__).parent / "paper.json").read_text())
 METRICS = tuple(PAPER["metrics"])
 SELECTED_BY = "mrr@20"
-LEVEL = 0.05  # of adjusted p below which a difference is marked
 NONE = "–"
 INTRO = (
     "In percent of the test targets, all items ranked, ties against the target. The columns of a metric are at the "
@@ -45,7 +44,7 @@ def metrics_table(rows, metrics=METRICS, paper=None, extra=None):
         comparisons = compared_in(rows, dataset)
         adjusted = holm([row["p"] for row in comparisons])
         compared = {(row["label"], row["metric"]): (row, p) for row, p in zip(comparisons, adjusted, strict=True)}
-        marked = {key for key, (_, p) in compared.items() if p < LEVEL}
+        marked = {key for key, (row, p) in compared.items() if differs(row, p)}
         parts.append(f"## {dataset}")
         parts.append(_results(runs, metrics, (paper or {}).get(dataset, {}), extra or {}, marked))
         if compared:
@@ -134,32 +133,35 @@ def _comparisons(compared, metrics):
     labels = dict.fromkeys(label for label, _ in compared)
     shown = [metric for metric in metrics if any((label, metric) in compared for label in labels)]
     welch = any(row["welch_p"] is not None for row, _ in compared.values())
-    header = [f"{first['reference']} minus", *shown, *(["Welch's p (underpowered below 5 seeds)"] if welch else [])]
+    header = [f"{first['reference']} minus", "seeds", *shown]
+    header += ["Welch's p (underpowered below 5 seeds)"] if welch else []
     lines = []
     for label in labels:
         found = [compared.get((label, metric)) for metric in shown]
-        lines.append([label, *(difference(*pair) if pair else NONE for pair in found)])
+        seeds = _listed(next(pair[0]["seeds"] for pair in found if pair))
+        lines.append([label, seeds, *(difference(*pair) if pair else NONE for pair in found)])
         if welch:
             p = (pair[0]["welch_p"] if pair else None for pair in found)
             lines[-1].append(" / ".join(NONE if value is None else f"{value:.2g}" for value in p))
-    seeds = sorted({seed for row, _ in compared.values() for seed in row["seeds"]})
     counts = sorted(row["users"] for row, _ in compared.values())
     users = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
-    averaged = (
-        f"averaged over the seeds that both have of {_listed(seeds)}" if len(seeds) > 1 else f"of seed {seeds[0]}"
-    )
     text = (
-        f"† differs from {first['reference']}: p < {LEVEL}, paired over {users} users (their metrics "
-        f"{averaged}), by Holm's method for the {len(compared)} comparisons of "
-        "this dataset. In percentage points, with 95 % intervals, not adjusted, and adjusted p"
-        f"{'; Welch tests the means of the seeds, users unpaired' if welch else ''}:"
+        f"Differences on the seeds that both have, in percentage points, paired over {users} users (their metrics averaged over "
+        "seeds): 95 % intervals, not adjusted, p by Holm's method for the "
+        f"{len(compared)} comparisons of this dataset, and in brackets each seed's difference"
+        f"{'; Welch tests the means of the seeds, users unpaired' if welch else ''}. Intervals and p are about these trained "
+        "models: they do not know how much another seed would change, so with one seed they say nothing of the setting. "
+        f"† differs from {first['reference']}: p < {LEVEL}, and by the same sign in all of two seeds or more."
     )
     return f"{text}\n\n{markdown(header, lines)}"
 
 
 def difference(row, p):
-    """Set a comparison out with its interval and its adjusted p."""
-    return f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] p {p:.2g}".replace("-", "−")
+    """Set a comparison out with its interval, its adjusted p and, of several, the differences of the seeds."""
+    least = "≤ " if row["p"] * (1 + DRAWS) < 1.5 else ""  # no flip of signs was as far from zero
+    text = f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] p {least}{p:.2g}"
+    by_seed = ", ".join(f"{value:+.2f}" for value in row["by_seed"])
+    return (text + (f" ({by_seed})" if len(row["by_seed"]) > 1 else "")).replace("-", "−")
 
 
 def _gain(runs, metrics, reference):

@@ -100,7 +100,16 @@ ROWS = [
 
 def test_differences_by_popularity_are_adjusted_together_and_stand_in_a_table_of_their_own():
     def compared(metric, p, **group):
-        values = {"difference": -0.5, "low": -1.0, "high": 0.25, "p": p, "users": 9, "seeds": [0], "welch_p": None}
+        values = {
+            "difference": -0.5,
+            "low": -1.0,
+            "high": 0.25,
+            "p": p,
+            "users": 9,
+            "seeds": [0],
+            "by_seed": [-0.5],
+            "welch_p": None,
+        }
         return (
             {"kind": "comparison", "dataset": "beauty", "label": "SASRec", "reference": "KDSR", "metric": metric}
             | values
@@ -108,6 +117,9 @@ def test_differences_by_popularity_are_adjusted_together_and_stand_in_a_table_of
         )
 
     rows = [*ROWS, compared("hr@20", 0.5), compared("hr@20", 0.01, group="5–9"), compared("mrr@20", 0.03, group="0")]
+    rows.append(
+        compared("hr@20", 1.0, group="0", difference=0.0, low=0.0, high=0.0)
+    )  # nothing was found, nothing compared
     lines = cold_items.table(rows).splitlines()
     heading = next(line for line in lines if line.startswith("**beauty: hr@20 of KDSR minus that of others**"))
     assert "these 2 comparisons" in heading

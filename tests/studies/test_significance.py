@@ -76,6 +76,8 @@ def test_order_of_users_and_of_instances_makes_no_difference(tmp_path):
     ]
     for one, other in zip(compare_runs([straight]), compare_runs([shuffled]), strict=True):
         assert one.pop("welch_p") is other.pop("welch_p") is None and one.pop("metric") == other.pop("metric")
+        assert one["by_seed"] == pytest.approx([one["difference"]])
+        assert one.pop("by_seed") == pytest.approx(other.pop("by_seed"))
         assert one == pytest.approx(other)
 
 
@@ -87,6 +89,7 @@ def test_differences_and_seeds_by_hand(tmp_path):
     lines = {line["metric"]: line for line in compare_runs(pairs)}
     assert lines["hr@5"]["difference"] == pytest.approx(100 * (7 / 8 - 3 / 8))
     assert lines["mrr@5"]["difference"] == pytest.approx(100 * ((2.5 + 2.2) / 8 - (1.25 + 0.25) / 8))
+    assert lines["hr@5"]["by_seed"] == pytest.approx([100 * (3 / 4 - 2 / 4), 100 * (4 / 4 - 1 / 4)])
     assert lines["hr@5"]["users"] == 4
     assert lines["hr@5"]["welch_p"] == pytest.approx(
         scipy.stats.ttest_ind([0.75, 1.0], [0.5, 0.25], equal_var=False).pvalue

@@ -40,9 +40,10 @@ def run(label, seed, test, paper=None, **changes):
     return row | {"device": "1 x cpu", "cores": 2, "commit": "abc", "measures": {}, "teacher": {}} | changes
 
 
-def comparison(label, metric, p, welch=None):
+def comparison(label, metric, p, welch=None, by_seed=(-0.75, -0.25)):
     row = {"kind": "comparison", "dataset": "beauty", "label": label, "reference": "KDSR", "metric": metric, "p": p}
-    return row | {"difference": -0.5, "low": -0.9, "high": 0.123, "users": 22363, "seeds": [0, 1], "welch_p": welch}
+    row |= {"difference": -0.5, "low": -0.9, "high": 0.123, "users": 22363, "welch_p": welch}
+    return row | {"seeds": list(range(len(by_seed))), "by_seed": list(by_seed)}
 
 
 ROWS = [
@@ -106,13 +107,24 @@ def test_daggers_and_comparisons_are_adjusted_by_holm():
     welch = "Welch's p (underpowered below 5 seeds)"
     assert table[0] == {
         "KDSR minus": "SASRec",
-        "hr@20": "−0.50 [−0.90, +0.12] p 0.03",
-        "mrr@20": "−0.50 [−0.90, +0.12] p 0.06",
+        "seeds": "0, 1",
+        "hr@20": "−0.50 [−0.90, +0.12] p 0.03 (−0.75, −0.25)",
+        "mrr@20": "−0.50 [−0.90, +0.12] p 0.06 (−0.75, −0.25)",
         welch: "0.2 / –",
     }
-    assert table[1]["hr@20"].endswith("p 0.06") and table[1]["mrr@20"] == "–"
+    assert "p 0.06" in table[1]["hr@20"] and table[1]["mrr@20"] == "–"
     assert "paired over 22,363 users" in text and "for the 3 comparisons" in text
     assert "Welch" not in metrics_table([row | {"welch_p": None} if "welch_p" in row else row for row in ROWS])
+
+
+@pytest.mark.parametrize(("by_seed", "marked"), [((-0.5, -0.1), True), ((-1.5, 0.5), False), ((-0.5,), False)])
+def test_a_dagger_needs_two_seeds_of_one_sign(by_seed, marked):
+    runs = [row for row in ROWS if row["kind"] == "run"]
+    text = metrics_table([*runs, comparison("SASRec", "hr@20", 1 / 10_001, by_seed=by_seed)], METRICS)
+    results, compared = tables_of(text)
+    assert results[0]["hr@20"].endswith("†") == marked
+    assert compared[0]["hr@20"].startswith("−0.50 [−0.90, +0.12] p ≤ 0.0001")
+    assert ("(" in compared[0]["hr@20"]) == (len(by_seed) > 1)
 
 
 def test_the_gain_is_over_the_baseline_that_validation_chose():
