@@ -1,11 +1,8 @@
 """One phase of a protocol: train epoch after epoch, evaluate, checkpoint, and go on from where a killed process stopped."""
 
 import contextlib
-import dataclasses
 import functools
-import itertools
 import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -14,8 +11,9 @@ from kdsr_jax import processes, reporting
 from kdsr_jax.checkpoint import Checkpoints
 from kdsr_jax.data.batches import Batches
 from kdsr_jax.data.interactions import train_counts
-from kdsr_jax.data.sequences import Windows, limit_targets
-from kdsr_jax.errors import Diverged, UserError
+from kdsr_jax.data.sequences import limit_targets
+from kdsr_jax.epoch import EpochLosses, in_time
+from kdsr_jax.errors import UserError
 from kdsr_jax.evaluate import Evaluator, summarise
 from kdsr_jax.events import Events
 from kdsr_jax.labels import SELECT_K
@@ -28,31 +26,6 @@ from kdsr_jax.train_step import Trainer
 
 # train.matmul_precision -> what jax calls it.
 PRECISIONS = {"default": None, "float32": "float32", "tf32": "tensorfloat32", "bf16": "BF16_BF16_F32"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """What a phase trains and evaluates on, and when it stops.
-
-    Attributes:
-      name: "select" or "refit".
-      label: what its metrics are: "validation", "test", labels.PAPER or both of the latter; said wherever they stand.
-      train: Windows of the training targets.
-      evaluation: Windows of the evaluated targets.
-      epochs: at most so many.
-      evaluates: epoch -> whether it is evaluated after that epoch.
-      finished: list of evaluations so far ({"epoch", "metrics"}) -> whether to stop early.
-      score: evaluations so far, the newest last -> the newest checkpoint's score; the best is kept, and its ranks.
-    """
-
-    name: str
-    label: str
-    train: Windows
-    evaluation: Windows
-    epochs: int
-    evaluates: Callable[[int], bool]
-    finished: Callable[[list], bool]
-    score: Callable[[list], float]
 
 
 class PhaseRunner:
@@ -322,52 +295,3 @@ class PhaseRunner:
             epoch=evaluations[-1]["epoch"],
             evaluated_on=self.phase.label,
         )
-
-
-class EpochLosses:
-    """Adds the logs of an epoch's chunks up, and stops a run that diverged."""
-
-    def __init__(self, runner, epoch, done):
-        """Begin: epoch is its number, ``done`` the steps before it."""
-        self._runner, self._epoch, self._done = runner, epoch, done
-        self._sums, self._targets = {}, 0.0
-
-    def add(self, log):
-        """Take a chunk's log in, arrays [K] of the host by name.
-
-        Returns:
-          (its targets, dict loss part -> mean over them).
-
-        Raises:
-          Diverged: a number of it is NaN or infinite.
-        """
-        log = {name: np.asarray(values, np.float64) for name, values in log.items()}
-        if not all(np.isfinite(values).all() for values in log.values()):
-            processes.together(lambda: self._stop(log))
-        targets = log.pop("targets")
-        self._done += np.count_nonzero(targets)
-        self._targets += targets.sum()
-        sums = {name: float(values @ targets) for name, values in log.items()}
-        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in sums.items()}
-        return targets.sum(), {name: value / targets.sum() for name, value in sums.items()}
-
-    def means(self):
-        """Return the mean of each loss part over the targets so far."""
-        return {name: value / self._targets for name, value in self._sums.items()}
-
-    def _stop(self, log):
-        phase, epoch = self._runner.phase.name, self._epoch
-        bad = [name for name, values in log.items() if not np.isfinite(values).all()]
-        parts = [name for name in bad if name not in ("loss", "gradient_norm")] or bad
-        steps = f"{self._done + 1} to {self._done + int((log['targets'] > 0).sum())}"
-        kept = f"the good checkpoint of epoch {epoch - 1} is kept" if epoch > 1 else "there is no checkpoint yet"
-        raise Diverged(
-            f"{self._runner.said_first}{phase}, epoch {epoch}: {', '.join(parts)} became NaN or infinite in steps {steps}; {kept}; "
-            f"try a smaller --config.train.learning_rate in a new --workdir"
-        )
-
-
-def in_time(logs):
-    """Bring chunks' logs to the host, each when the next chunk is under way, so that the device never waits for the host."""
-    for log, _ in itertools.pairwise(itertools.chain(logs, [None])):
-        yield jax.device_get(log)

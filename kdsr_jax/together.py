@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdsr_jax.epoch import EpochLosses, in_time
 from kdsr_jax.errors import UserError
-from kdsr_jax.phase import EpochLosses, in_time
 
 
 def execute(runners, places):

@@ -1,12 +1,4 @@
-"""From a config to a finished run: data, teacher, student, the phases of the protocol, and the result.
-
-Protocols (``eval.protocol``):
-  validation  phase *select* holds out the last item of each user's train part, stops early on its mrr and fixes the best
-              epoch e*; phase *refit* trains from scratch on the whole train part for e* epochs and tests once.
-  paper       phase *refit* alone: tests every ``eval.every`` epochs and reports each metric's best epoch on test, as the
-              paper and its code do. It is labelled so everywhere.
-  both        select, then one refit that serves both.
-"""
+"""From a config to a finished run: data, teacher, student, the phases of the protocol, and the result."""
 
 import contextlib
 import dataclasses
@@ -16,7 +8,6 @@ import json
 from typing import Any
 
 import jax
-import numpy as np
 
 from kdsr_jax import processes, reporting, together
 from kdsr_jax.announce import announce
@@ -25,17 +16,16 @@ from kdsr_jax.clusters import item_facts
 from kdsr_jax.config import entries_read, flatten, to_dict
 from kdsr_jax.data import Dataset, load_dataset
 from kdsr_jax.data.digest import data_digest, feature_digests
-from kdsr_jax.data.interactions import train_lengths
-from kdsr_jax.data.sequences import evaluation_windows, train_windows
 from kdsr_jax.errors import UserError
 from kdsr_jax.events import check_installed
 from kdsr_jax.examples import make_examples, overview
 from kdsr_jax.forgetting import make_forgetting
-from kdsr_jax.labels import PAPER, SELECT_METRIC
+from kdsr_jax.labels import SELECT_METRIC
 from kdsr_jax.layout import make_student, modality_names, table_width
 from kdsr_jax.mesh import Placement
 from kdsr_jax.models.student import Student, count_parameters, init_student
-from kdsr_jax.phase import Phase, PhaseRunner
+from kdsr_jax.phase import PhaseRunner
+from kdsr_jax.protocol import ranking_metrics, refit_phase, select_phase
 from kdsr_jax.report.page import optional, refresh_report
 from kdsr_jax.teacher import fit_teachers
 from kdsr_jax.workdir import Workdir
@@ -183,93 +173,6 @@ def _fit(config, dataset):
     return teachers, item_facts(teachers, bool(clustered), config.model, config.teacher.seed), reports
 
 
-def select_phase(run):
-    """Return the phase that chooses the number of epochs on the last item of each user's train part."""
-    config, interactions = run.config, run.dataset.interactions
-    lengths = train_lengths(interactions.lengths)
-    if lengths.max() < 3:
-        raise UserError(
-            "no user has the 3 train items that selecting an epoch needs (one is held out); raise --config.data.k_core "
-            "or set --config.eval.protocol=paper"
-        )
-
-    def scores(evaluations):
-        return [e["metrics"][SELECT_METRIC] for e in evaluations]
-
-    def finished(evaluations):
-        return bool(evaluations) and len(evaluations) - 1 - int(np.argmax(scores(evaluations))) >= config.train.patience
-
-    return Phase(
-        name="select",
-        label="validation",
-        **_windows(run, lengths - 1, lengths),
-        epochs=config.train.epochs,
-        evaluates=lambda epoch: _is_due(config, epoch),
-        finished=finished,
-        score=lambda evaluations: scores(evaluations)[-1],
-    )
-
-
-def refit_phase(run, best_epoch):
-    """Return the phase that trains on the whole train part and tests.
-
-    Args:
-      run: Run.
-      best_epoch: e* of the select phase, or None under the paper's protocol.
-    """
-    config, interactions = run.config, run.dataset.interactions
-    lengths = train_lengths(interactions.lengths)
-    periodic = config.eval.protocol != "validation"
-
-    def finished(evaluations):
-        chosen_done = best_epoch is None or any(e["epoch"] == best_epoch for e in evaluations)
-        return periodic and chosen_done and _no_new_best(evaluations) >= config.train.patience
-
-    def score(evaluations):
-        newest = evaluations[-1]
-        return newest["metrics"][SELECT_METRIC] if best_epoch is None else float(newest["epoch"] == best_epoch)
-
-    return Phase(
-        name="refit",
-        label={"validation": "test", "paper": PAPER, "both": f"test, and {PAPER}"}[config.eval.protocol],
-        **_windows(run, lengths, interactions.lengths),
-        epochs=config.train.epochs if periodic else best_epoch,
-        evaluates=lambda epoch: epoch == best_epoch or periodic and _is_due(config, epoch),
-        finished=finished,
-        score=score,
-    )
-
-
-def _is_due(config, epoch):
-    """Say whether an epoch is evaluated: every so many and the last, but none of a warm-up, which would use up patience."""
-    return epoch > config.model.warmup_epochs and (epoch % config.eval.every == 0 or epoch == config.train.epochs)
-
-
-def _windows(run, trained, end):
-    """Return the windows of a phase that trains on the first ``trained`` items a user and evaluates those up to ``end``."""
-    data, offsets = run.config.data, run.dataset.interactions.offsets
-    prefixes = run.student.trained_on == "prefixes"
-    alone = prefixes or run.config.train.prefixes
-    return {
-        "train": train_windows(offsets, trained, data.max_length, data.window_stride, alone),
-        "evaluation": evaluation_windows(offsets, trained, end, data.max_length, prefixes),
-    }
-
-
-def _no_new_best(evaluations):
-    """Count the newest evaluations in a row without a new best in any metric."""
-    best, idle = {}, 0
-    for evaluation in evaluations:
-        better = {k: v for k, v in _ranking(evaluation["metrics"]).items() if v > best.get(k, -1.0)}
-        best |= better
-        idle = 0 if better else idle + 1
-    return idle
-
-
-def _ranking(metrics):
-    return {name: value for name, value in metrics.items() if not name.startswith("coverage")}
-
-
 def _train(configs, folders):
     """Carry out the phases of runs that differ in their seeds alone; writes and returns the contents of result.json."""
     check_installed(configs[0].log)
@@ -362,7 +265,7 @@ def _result(run, selection, refit, folder):
     chosen = [e["metrics"] for e in evaluations if e["epoch"] == selection["best_epoch"]]
     paper = {}
     if config.eval.protocol != "validation":
-        names = _ranking(evaluations[0]["metrics"])
+        names = ranking_metrics(evaluations[0]["metrics"])
         paper = {name: max(evaluations, key=lambda e: e["metrics"][name]) for name in names}
     return {
         "protocol": config.eval.protocol,
