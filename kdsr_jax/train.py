@@ -13,7 +13,7 @@ from kdsr_jax import processes, reporting, together
 from kdsr_jax.announce import announce
 from kdsr_jax.cache import cache_folder
 from kdsr_jax.clusters import item_facts
-from kdsr_jax.config import entries_read, flatten, to_dict
+from kdsr_jax.config import differing_keys, entries_read, flatten, to_dict
 from kdsr_jax.data import Dataset, load_dataset
 from kdsr_jax.data.digest import data_digest, feature_digests
 from kdsr_jax.errors import UserError
@@ -106,7 +106,11 @@ def train_together(configs, workdirs):
 
     Raises:
       UserError: see ``train_and_evaluate``; or there are several devices.
+      ValueError: the configs differ in more.
     """
+    for config in configs:
+        if [line for line in differing_keys(to_dict(configs[0]), to_dict(config)) if not line.startswith("seed: ")]:
+            raise ValueError("runs that are trained together may differ in their seeds alone")
     _join(configs[0])
     with contextlib.ExitStack() as stack:
         pairs = zip(configs, workdirs, strict=True)

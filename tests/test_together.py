@@ -108,6 +108,14 @@ def test_a_seed_that_diverges_is_named(configs, tmp_path, monkeypatch):
         train.train_together(configs, [tmp_path / "0", tmp_path / "1"])
 
 
+def test_configs_differ_in_their_seeds_alone(tiny, tmp_path):
+    with pytest.raises(ValueError, match="differ in their seeds alone"):
+        train.train_together(
+            [tiny("seed=0"), tiny("seed=1", "train.learning_rate=0.1")], [tmp_path / "0", tmp_path / "1"]
+        )
+    assert not list(tmp_path.iterdir())
+
+
 def test_it_needs_one_device(configs, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     with pytest.raises(UserError, match="need one device, and here are 2"):
