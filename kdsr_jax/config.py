@@ -15,8 +15,8 @@ from kdsr_jax.errors import UserError
 from kdsr_jax.fields import COLUMNS, ENCODE, MESH, make_fields
 
 _GRAPH = {"num_layers": 1, "hidden_dropout": 0.4, "attention_dropout": 0.2}
-# Backbone -> the settings of the model group that it was published with, in the order of the
-# paper's Table 2. "tables" is the kind of modality tables; what is not named stays as the dataset's config has it.
+# Backbone -> the settings of the model group that it was published with, or one choice where these differ by data set
+# (mmsrec, difsr: heads and layers; mmsr: clusters), in the order of the paper's Table 2. "tables" is the kind of modality tables; what is not named stays as the dataset's config has it.
 BACKBONES: dict[str, dict[str, Any]] = {
     "gru4rec": {"tables": "none", "num_layers": 1, "hidden_dropout": 0.3},
     "sasrec": {"tables": "none"},
@@ -235,6 +235,12 @@ def _check_tables(fields: Mapping[str, Any]) -> None:
         advice = f"without distillation, --config.distill.enabled=false or FILE:{published}"
         advice += f"; with it, --config.model.tables=tuned or FILE:kdsr-{fields['model.name']}"
         raise _error(fields, "model.tables", f"only tuned tables can be distilled; {advice}")
+    if (fields["teacher.quantizer"], fields["teacher.autoencoder"]) == ("vq_joint", "sigmoid"):
+        raise _error(
+            fields,
+            "teacher.autoencoder",
+            "vq_joint trains a linear encoder; take linear or pca with it, or another quantizer",
+        )
 
 
 def _check_backbone(fields: Mapping[str, Any]) -> None:

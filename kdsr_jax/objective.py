@@ -22,12 +22,17 @@ class Objective:
       placement: Placement; None on one device.
       sampled_items: drawn uniformly in each step for the softmax; 0 is the softmax over all items.
       num_items: N, from which these are drawn, however many rows the student's tables have.
+      rows: dict length of histories -> rows of such a batch, less those that fill it up for the devices; what is missing is
+        taken as it comes.
     """
 
-    def __init__(self, student, distill, score_fn, num_splits, cluster_weight=0.0, placement=None, sampled_items=0):
+    def __init__(
+        self, student, distill, score_fn, num_splits, cluster_weight=0.0, placement=None, sampled_items=0, rows=None
+    ):
         self.student, self.distill, self.placement = student, distill, placement
         self.sampled_items, self.num_items = sampled_items, student.num_items
         self.score_fn, self.num_splits, self.cluster_weight = score_fn, num_splits, cluster_weight
+        self.rows = rows or {}
 
     @property
     def pairs_per_modality(self):
@@ -194,7 +199,8 @@ class Objective:
     def choose_pairs(self, valid, key):
         """Return (row, i, j, mask), each [P]: all pairs, or ``pairs_per_modality`` drawn ones; see ``distillation``."""
         rows, length = valid.shape
-        if self.pairs_per_modality and rows * length * (length - 1) // 2 > self.pairs_per_modality:
+        pairs = self.rows.get(length, rows) * length * (length - 1) // 2  # the same on any number of devices
+        if self.pairs_per_modality and pairs > self.pairs_per_modality:
             return correlation.sample_pairs(key, valid, self.pairs_per_modality)
         i, j, mask = correlation.all_pairs(valid)
         row = jnp.repeat(jnp.arange(rows), i.shape[0])
@@ -212,7 +218,7 @@ class Objective:
         """
         rows, length = valid.shape
         draws = max(1, self.pairs_per_modality // length)
-        drawing = bool(self.pairs_per_modality) and rows * length > draws
+        drawing = bool(self.pairs_per_modality) and self.rows.get(length, rows) * length > draws
         if drawing:
             row, i, j, drawn = correlation.sample_pairs(key, valid, draws)
             i = jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 1), shape=i.shape), i, j)

@@ -69,7 +69,8 @@ class PhaseRunner:
         optimizer, self._schedules = make_optimizer(config.train, tuned, self.batches.steps_per_epoch)
         scoring = config.teacher.score_fn, config.teacher.num_splits
         weights = config.model.cluster_weight, run.placement, config.train.sampled_items
-        objective = Objective(run.student, config.distill, *scoring, *weights)
+        rows = {bucket.length: bucket.rows for bucket in self.batches.buckets}
+        objective = Objective(run.student, config.distill, *scoring, *weights, rows)
         of_trainer = config.train.batch_size, run.placement, config.train.sparse_tables
         self.trainer = Trainer(objective, optimizer, *of_trainer)
 
@@ -133,7 +134,8 @@ class PhaseRunner:
 
     def evaluate(self, state):
         """Rank all targets; returns (metrics in percent with coverage@20, ranks)."""
-        ranks, coverage = self.evaluator.rank(state.params, state.frozen)
+        with self._precision():
+            ranks, coverage = self.evaluator.rank(state.params, state.frozen)
         topk = sorted({*self.run.config.eval.topk, SELECT_K})
         return summarise(ranks, topk) | {"coverage@20": 100 * coverage}, ranks
 
@@ -239,6 +241,9 @@ class PhaseRunner:
         chunks = self.batches.chunks_per_epoch
         return reporting.EpochProgress(self.phase.name, epoch, self.phase.epochs, chunks, last_metrics)
 
+    def _precision(self):
+        return jax.default_matmul_precision(PRECISIONS[self.run.config.train.matmul_precision])
+
     def train_chunk(self, state, index, warmup=False):
         """Train chunk ``index`` of ``batches``.
 
@@ -256,7 +261,7 @@ class PhaseRunner:
     def run_steps(self, run_chunk, states, ids, length, warmup):
         """Call ``Trainer.run_chunk``, or ``run_chunks`` with an axis of seeds, in the precision that the config asks for."""
         arguments = states, self._resident, self.run.teachers, self.run.placement.put_rows(ids)
-        with jax.default_matmul_precision(PRECISIONS[self.run.config.train.matmul_precision]):
+        with self._precision():
             return run_chunk(*arguments, length=length, warmup=warmup)
 
     def _gradient_norms(self, state):

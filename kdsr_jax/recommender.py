@@ -30,7 +30,7 @@ from kdsr_jax.explain import Explanation, explain
 from kdsr_jax.layout import make_student, table_width
 from kdsr_jax.models.student import candidates_of
 from kdsr_jax.report.files import read_json
-from kdsr_jax.teacher import fit_teachers, likeness_to
+from kdsr_jax.teacher import fit_teachers, likeness_to, read_teachers
 from kdsr_jax.workdir import refuse_other_features
 
 SCORE_BYTES = 64 * 2**20  # of one batch's scores [B, N]; larger only costs memory
@@ -57,9 +57,10 @@ class Recommender:
       variables: dict "params" and "frozen", the student's, on the device.
     """
 
-    def __init__(self, config, item_ids, params, frozen, run_features=None):
+    def __init__(self, config, item_ids, params, frozen, run_features=None, run_teachers=None):
         """Take a run's parts; ``from_workdir`` reads them."""
         self.config, self.item_ids, self._run_features = config, item_ids, run_features or {}
+        self._run_teachers = run_teachers
         self._index = {str(raw): number for number, raw in enumerate(item_ids) if number}
         self.student = make_student(config, len(item_ids) - 1)
         self.variables = jax.device_put({"params": params, "frozen": frozen})
@@ -86,7 +87,7 @@ class Recommender:
             config.data.root = str(data_root)
         item_ids = read_arrays(path / "ids.npz", ("item_ids",))["item_ids"]
         variables = load_best_variables(path / "checkpoints" / "refit")
-        return cls(config, item_ids, *variables, run_features=saved.get("features"))
+        return cls(config, item_ids, *variables, saved.get("features"), read_teachers(path))
 
     @property
     def num_items(self) -> int:
@@ -289,7 +290,8 @@ class Recommender:
         dataset = self._load(entries_read(self.config) or entries_at_hand(self.config.data))
         refuse_other_features(self.config.data.name, self._run_features, feature_digests(dataset))
         features = dataset.features
-        return fit_teachers(features, settings, table_width(self.config), cache_folder(), codes=codes)[0]
+        arguments = features, settings, table_width(self.config), cache_folder()
+        return fit_teachers(*arguments, codes=codes, own=self._run_teachers)[0]
 
     def scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """Return the scores [n, N] of all items after histories of item numbers, as ``top_items`` takes them."""

@@ -23,6 +23,7 @@ from kdsr_jax.ops import quantize
 from kdsr_jax.ops.correlation import split_scores
 from kdsr_jax.ops.scoring import DISTANCES, SCORE_FNS, factored
 from kdsr_jax.vq_fit import fit_ema, fit_joint
+from kdsr_jax.workdir import TEACHER
 
 SCORE_DEGREE = {"cosine": 0, "dot": 2, "euclidean": 1, "manhattan": 1}  # score(cx, cy) = c**degree * score(x, y)
 KMEANS_ITERATIONS = 30
@@ -96,7 +97,7 @@ def correlation_vectors(condensed, first, second, score_fn, num_splits):
     return jax.lax.map(vector, (first, second), batch_size=PAIRS_AT_ONCE)
 
 
-def fit_teachers(features, settings, width, cache_dir=None, codes=True):
+def fit_teachers(features, settings, width, cache_dir=None, codes=True, own=None):
     """Fit a teacher per modality, or read it from the cache.
 
     Args:
@@ -105,6 +106,8 @@ def fit_teachers(features, settings, width, cache_dir=None, codes=True):
       width: condensed_dim, at most min(d_m, covered items).
       cache_dir: folder of fitted teachers by fingerprint, or None.
       codes: False leaves the codebook empty, for runs that need the condensed features alone; vq_joint has one all the same.
+      own: dict modality -> (Teacher, report) of what a run was begun with (``read_teachers``), which is taken as it is: fitted
+        on another machine, a teacher has slightly other numbers, and some pairs other codes. None is none.
 
     Returns:
       (dict modality -> Teacher, dict modality -> report), the report a dict of plain numbers: reconstruction_error (share
@@ -119,11 +122,33 @@ def fit_teachers(features, settings, width, cache_dir=None, codes=True):
         check_features(modality, feature, settings, width, codes)
         name = f"teacher-{_fingerprint(feature, settings, width, codes)}.npz"
         path = cache_dir and pathlib.Path(cache_dir) / name
-        cached = path and _read_cache(path)
-        teachers[modality], reports[modality] = cached or fit_teacher(feature, settings, width, codes)
-        if path and not cached:
-            _write_cache(path, teachers[modality], reports[modality])
+        found = (own or {}).get(modality) or (path and _read_cache(path))
+        teachers[modality], reports[modality] = found or fit_teacher(feature, settings, width, codes)
+        if path and not found:
+            with contextlib.suppress(OSError):  # the cache only saves time
+                _write_teacher(path, teachers[modality], reports[modality])
     return teachers, reports
+
+
+def read_teachers(folder):
+    """Return what ``keep_teachers`` kept in a folder, dict modality -> (Teacher, report)."""
+    files = sorted(pathlib.Path(folder).glob(f"{TEACHER}*.npz"))
+    return {file.stem.removeprefix(TEACHER): found for file in files if (found := _read_cache(file))}
+
+
+def keep_teachers(folder, teachers, reports):
+    """Write teachers into the folder of a run that begins, a file a modality; those that are there stay.
+
+    Raises:
+      UserError: they cannot be written.
+    """
+    for modality, teacher in teachers.items():
+        path = pathlib.Path(folder) / f"{TEACHER}{modality}.npz"
+        if not path.exists():
+            try:
+                _write_teacher(path, teacher, reports[modality])
+            except OSError as error:
+                raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def check_features(modality, feature, settings, width, codes=True):
@@ -308,8 +333,7 @@ def _read_cache(path):
     return Teacher(**{name: jnp.asarray(values) for name, values in arrays.items()}), report
 
 
-def _write_cache(path, teacher, report):
+def _write_teacher(path, teacher, report):
     arrays = {name: np.asarray(values) for name, values in teacher._asdict().items()}
-    with contextlib.suppress(OSError):  # the cache only saves time
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda file: np.savez(file, report=json.dumps(report), **arrays), shared=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda file: np.savez(file, report=json.dumps(report), **arrays), shared=True)

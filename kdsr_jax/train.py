@@ -27,7 +27,7 @@ from kdsr_jax.models.student import Student, count_parameters, init_student
 from kdsr_jax.phase import PhaseRunner
 from kdsr_jax.protocol import ranking_metrics, refit_phase, select_phase
 from kdsr_jax.report.page import optional, refresh_report
-from kdsr_jax.teacher import fit_teachers
+from kdsr_jax.teacher import fit_teachers, keep_teachers, read_teachers
 from kdsr_jax.workdir import Workdir
 
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -155,11 +155,14 @@ def load_data(config):
     return load_dataset(config.data, entries_read(config))
 
 
-def prepare(config, dataset=None):
-    """Load the data (unless a Dataset is given), fit or fetch the teacher and lay out the student; returns a Run."""
+def prepare(config, dataset=None, folders=()):
+    """Load the data (unless a Dataset is given), fit or fetch the teacher and lay out the student; returns a Run.
+
+    The teacher is the one that the first of the folders, of runs, has, if any; then all of them keep it.
+    """
     placement = Placement(config.mesh)
     dataset = dataset or processes.in_turn(lambda: load_data(config))
-    teachers, facts, report = processes.in_turn(lambda: _fit(config, dataset))
+    teachers, facts, report = processes.in_turn(lambda: _fit(config, dataset, [folder.path for folder in folders]))
     teachers, facts = processes.as_first((teachers, facts))
     tabled, scale = bool(modality_names(config)[0]), config.model.table_scale
     tables = {n: placement.put_table(teacher.condensed * scale) for n, teacher in teachers.items()} if tabled else {}
@@ -168,23 +171,26 @@ def prepare(config, dataset=None):
     return Run(config, dataset, student, distilled, tables, placement.put(facts), report, placement)
 
 
-def _fit(config, dataset):
+def _fit(config, dataset, folders):
     """Return (teachers, facts, reports) of the modalities that the model reads."""
     tabled, clustered = modality_names(config)
     features = dataset.features if tabled or clustered else {}
     settings = config.teacher, table_width(config), cache_folder()
-    teachers, reports = fit_teachers(features, *settings, codes=config.distill.enabled)
-    return teachers, item_facts(teachers, bool(clustered), config.model, config.teacher.seed), reports
+    with jax.default_matmul_precision("float32"):  # codes are the same whatever the steps of training round to
+        own = read_teachers(folders[0]) if folders else None
+        teachers, reports = fit_teachers(features, *settings, codes=config.distill.enabled, own=own)
+        for folder in folders if config.distill.enabled else ():
+            keep_teachers(folder, teachers, reports)
+        return teachers, item_facts(teachers, bool(clustered), config.model, config.teacher.seed), reports
 
 
 def _train(configs, folders):
     """Carry out the phases of runs that differ in their seeds alone; writes and returns the contents of result.json."""
     check_installed(configs[0].log)
-    first = prepare(configs[0])
-    runs = [dataclasses.replace(first, config=config) for config in configs]
-    ids = first.dataset.interactions
+    dataset = _claim(configs[0], folders)
+    first = prepare(configs[0], dataset, folders)
+    runs, ids = [dataclasses.replace(first, config=config) for config in configs], dataset.interactions
     for run, folder in zip(runs, folders, strict=True):
-        _claim(folder, run.dataset)
         folder.write_arrays("ids.npz", user_ids=ids.user_ids, item_ids=ids.item_ids)
         folder.write_json("overview.json", overview(run, count_parameters(run.abstract_params)))
     forgetting = [make_forgetting(run) for run in runs]
@@ -242,16 +248,18 @@ def reopen(config, folder):
     result = folder.read_json("result.json")
     if result is None:
         raise UserError(f"--workdir={folder.path}: the run is not finished; train it to the end first")
-    run = prepare(config)
-    _claim(folder, run.dataset)
+    run = prepare(config, _claim(config, [folder]), [folder])
     return PhaseRunner(run, refit_phase(run, result["best_epoch"]), folder)
 
 
-def _claim(folder, dataset):
-    """Tie the run to its data, which must be the same in all processes."""
+def _claim(config, folders):
+    """Load the data, tie the runs to them, which must be the same in all processes, and return the Dataset."""
+    dataset = processes.in_turn(lambda: load_data(config))
     digest = data_digest(dataset)
     processes.agree(digest, "data files that")
-    folder.claim_data(digest, feature_digests(dataset))
+    for folder in folders:
+        folder.claim_data(digest, feature_digests(dataset))
+    return dataset
 
 
 def _write_examples(runner):

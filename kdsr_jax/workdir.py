@@ -1,6 +1,6 @@
 """The folder of a run: config.json, checkpoints/, metrics.jsonl, selection.json, ids.npz, ranks.npz, result.json.
 
-For report.html there are overview.json and examples.json besides. Of several processes, the first locks, reads and writes it;
+teacher-MODALITY.npz is what it is distilled from. For report.html there are overview.json and examples.json besides. Of several processes, the first locks, reads and writes it;
 the methods are called by all, which learn from it what it read, or why it could not write.
 """
 
@@ -17,6 +17,7 @@ from kdsr_jax.errors import UserError
 from kdsr_jax.files import replace_file
 
 PHASES = ("select", "refit")
+TEACHER = "teacher-"  # and a modality: what that is distilled from
 
 # Left behind by a process that was killed, or stopped by bad input, before it had anything to keep.
 _EARLY = ("config.json", "ids.npz", "overview.json")
@@ -85,9 +86,10 @@ class Workdir:
 
     def _leave_no_trace(self):
         """Remove what was written if bad input ended the run before it began, so that a corrected command can start."""
-        if {entry.name for entry in self.path.iterdir()} <= _WORTHLESS:
-            for name in _WORTHLESS:
-                (self.path / name).unlink(missing_ok=True)
+        entries = list(self.path.iterdir())
+        if all(entry.name in _WORTHLESS or entry.name.startswith((TEACHER, f".{TEACHER}")) for entry in entries):
+            for entry in entries:
+                entry.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 for folder in self._made:
                     folder.rmdir()

@@ -285,6 +285,14 @@ def test_tables_need_a_modality(tables, distilled):
     assert ("--config.distill.enabled=false" in message) == distilled
 
 
+def test_a_joint_codebook_has_a_linear_encoder():
+    message = complaint(teacher__quantizer="vq_joint", teacher__autoencoder="sigmoid")
+    assert (
+        message.startswith("--config.teacher.autoencoder=sigmoid: ") and "vq_joint trains a linear encoder" in message
+    )
+    validate(changed(teacher__quantizer="vq_joint", teacher__autoencoder="pca"))
+
+
 def test_a_model_without_ids_needs_tables():
     message = complaint(model__name="mmsrec", model__tables="none", distill__enabled=False)
     assert message.startswith("--config.model.tables=none: mmsrec has no item ids")

@@ -194,6 +194,26 @@ def test_modalities_share_the_budget(modalities, budget, share):
     assert len(objective.choose_pairs(jnp.asarray(HISTORY > 0), jax.random.key(0))[0]) == share
 
 
+@pytest.mark.parametrize("sigma", ["sigmoid", "softmax"])
+def test_empty_rows_that_fill_a_batch_up_do_not_decide_whether_pairs_are_drawn(params, teachers, sigma):
+    length = HISTORY.shape[1]
+    pairs = (
+        length * (length - 1) // 2 if sigma == "sigmoid" else length**2
+    )  # softmax: an item's row is as many as there are places
+    objective = make_objective(
+        sigma=sigma, pair_budget=2 * len(HISTORY) * pairs
+    )  # of two modalities: just all of the batch
+    objective.rows = {length: len(HISTORY)}
+    padded = np.pad(HISTORY, ((0, 3), (0, 0)))
+    found = []
+    for history in (HISTORY, padded):
+        arguments = {"params": params, "frozen": frozen()}, "image", teachers["image"], jnp.asarray(history)
+        found.append(
+            jax.jit(functools.partial(objective.distillation, key=jax.random.key(0)), static_argnums=1)(*arguments)
+        )
+    np.testing.assert_allclose(*np.asarray(found), rtol=1e-5)
+
+
 # --- what takes no part ----------------------------------------------------------------------------------------------
 
 
@@ -403,7 +423,7 @@ def test_a_batch_without_a_target_that_has_the_feature_is_zero(predicted):
 def test_a_phase_weighs_clusters_as_the_config_says(tiny):
     run = train.prepare(tiny("model.cluster_weight=3", "model.num_clusters=4", "model.tables=none", variant=":difsr"))
     assert run.student.predicts_clusters and run.student.clustered == ("image",) and not run.student.modalities
-    objective = PhaseRunner(run, train.refit_phase(run, 1), None)._trainer.objective
+    objective = PhaseRunner(run, train.refit_phase(run, 1), None).trainer.objective
     assert objective.weight("clusters/image") == 3.0
 
 
@@ -426,4 +446,4 @@ def test_a_softmax_over_drawn_items_touches_only_them_and_comes_near_the_whole(p
 
 def test_a_phase_draws_as_many_items_as_the_config_says(tiny):
     run = train.prepare(tiny("train.sampled_items=7"))
-    assert PhaseRunner(run, train.refit_phase(run, 1), None)._trainer.objective.sampled_items == 7
+    assert PhaseRunner(run, train.refit_phase(run, 1), None).trainer.objective.sampled_items == 7

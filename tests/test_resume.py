@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from kdsr_jax import train
+from kdsr_jax import teacher, train
 from kdsr_jax.errors import UserError
 from kdsr_jax.phase import PhaseRunner
 
@@ -106,6 +106,20 @@ def kill_when(words, workdir, condition):
         message = process.stderr.read().decode()
     assert process.returncode in (0, -signal.SIGKILL), message
     return process.returncode
+
+
+def test_a_run_keeps_its_teacher(unfinished, config, tmp_path, monkeypatch, assert_equals_finished):
+    with monkeypatch.context() as patch:
+        patch.setenv("KDSR_CACHE", str(tmp_path / "of another machine"))
+        patch.setattr(teacher, "fit_teacher", lambda *_: pytest.fail("a teacher is fitted"))
+        train.train_and_evaluate(config, unfinished)
+    assert_equals_finished(unfinished)
+
+
+def test_a_teacher_that_is_damaged_is_fitted_again(unfinished, config, assert_equals_finished):
+    (unfinished / "teacher-image.npz").write_bytes(b"PK")
+    train.train_and_evaluate(config, unfinished)
+    assert_equals_finished(unfinished)
 
 
 def test_killed_in_refit_ends_with_the_same_bits(finished, tiny_words, config, tmp_path, assert_equals_finished):

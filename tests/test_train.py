@@ -12,6 +12,7 @@ from kdsr_jax import train
 from kdsr_jax.config import fingerprint
 from kdsr_jax.data.interactions import train_lengths
 from kdsr_jax.errors import UserError
+from kdsr_jax.evaluate import Evaluator
 from kdsr_jax.phase import PhaseRunner
 from kdsr_jax.workdir import Workdir
 
@@ -57,10 +58,15 @@ def metrics_of(ranks):
     return result
 
 
+def saved_config(workdir):
+    return json.loads((workdir / "config.json").read_text())["config"]
+
+
 def check_files(workdir, result, selects):
-    names = {entry.name for entry in workdir.iterdir()}
+    names, distilled = {entry.name for entry in workdir.iterdir()}, saved_config(workdir)["distill"]["enabled"]
     wanted = {".lock", "config.json", "checkpoints", "metrics.jsonl", "ranks.npz", "ids.npz", "result.json"}
     wanted |= {"overview.json", "examples.json", "report.html"}
+    wanted |= {f"teacher-{name}.npz" for name in result["teacher"]} if distilled else set()
     assert names == wanted | ({"selection.json"} if selects else set())
     assert json.loads((workdir / "result.json").read_text()) == result
     phases = {"select", "refit"} if selects else {"refit"}
@@ -406,6 +412,24 @@ def test_matrix_products_have_the_precision_asked_for(tiny, precision, written, 
     text = runner.train_chunk(runner._abstract_state(), 0)
     products = [line for line in text.splitlines() if "dot_general" in line]
     assert products and [line for line in products if written not in line] == []
+
+
+def test_rankings_have_the_precision_of_training_and_teachers_that_of_float32(finished, tiny, monkeypatch):
+    seen = []
+
+    def looking(name, function):
+        def look(*arguments, **options):
+            seen.append((name, jax.config.jax_default_matmul_precision))
+            return function(*arguments, **options)
+
+        return look
+
+    monkeypatch.setattr(train, "fit_teachers", looking("teacher", train.fit_teachers))
+    monkeypatch.setattr("kdsr_jax.evaluate.Evaluator.rank", looking("rank", Evaluator.rank))
+    run = train.prepare(tiny("train.matmul_precision=tf32"))
+    runner = PhaseRunner(run, train.refit_phase(run, 1), folder=None)
+    runner.evaluate(runner.new_state())
+    assert seen == [("teacher", "float32"), ("rank", "tensorfloat32")]
 
 
 def test_a_compiled_chunk_needs_nothing_from_the_host(tiny):

@@ -100,10 +100,11 @@ def _train_linear(weights, covariance):
 
 
 def sigmoid(x, width, key):
-    """Condense as the official code does: sigmoid encoder, MSE, Adam 1e-3, batches of 256, up to 500 epochs.
+    """Condense much as the official code does: sigmoid encoder, MSE, Adam 1e-3, batches of 256, up to 500 epochs.
 
     Stops when ten epochs gain less than 0.1 % of the error over all rows (the official code: four checks of ten epochs
-    without a gain).
+    without a gain). Other than there, x is centred, rows are shuffled, the last rows that fill no batch are left out, and the
+    start is flax's. Only ``rotation="none"`` leaves the code in (0, 1).
 
     Args:
       x: [n, d_m] float32, centred.

@@ -12,6 +12,8 @@ Deviations from the source:
   the future to a model that is trained on all positions;
 - attributes are the modalities' dense vectors, projected straight to dim / 2 (the source: categories, embedded in width 64);
 - trained on all positions at once, scored against the id table; inner width 2 dim (the source: dim);
+- two layers and four heads by default (the source: by data set, Beauty four and eight, Sports three and eight, Toys three and
+  four);
 - no bias in the key projections, nor in the gate's last layer, where it has no effect.
 """
 

@@ -6,8 +6,8 @@ Xavier-uniform as one stacked matrix.
 
 Deviations from the source:
 - whole user histories under a full softmax (the original: parallel sessions, sampled negatives, ranking losses, Adagrad);
-- the id table starts at N(0, 0.02^2), not Xavier-normal, which is of nearly the same size, and the bias of
-  the last map at zero;
+- the id table starts at N(0, 0.02^2), not Xavier-normal (0.013 with Beauty's 12,101 items), and the bias of the last map at
+  zero;
 - with tables of modalities it reads the fused item vector; the source knows ids only.
 """
 

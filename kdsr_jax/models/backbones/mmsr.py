@@ -16,6 +16,7 @@ Deviations from the source:
 - an item without a feature is linked to no cluster of it; k-means looks at all items at once (the source: mini-batches);
 - several layers have parameters of their own (the source shares them, and publishes one layer);
 - the biases of the gate start at zero;
+- 30 clusters, three links an item by default (the source's code: 20 and one);
 - with tables of modalities an item node holds the fused item vector; the source's hold ids only.
 """
 
