@@ -20,9 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.study import DATASETS
-from kdsr_jax import cli, train
+from kdsr_jax import cli
 from kdsr_jax.config import validate
+from kdsr_jax.data import load_dataset
 from kdsr_jax.data.batches import Batches
+from kdsr_jax.data.interactions import train_lengths
+from kdsr_jax.data.sequences import train_windows
 from kdsr_jax.layout import make_student
 from kdsr_jax.models.student import init_student
 from kdsr_jax.ops import losses
@@ -61,9 +64,9 @@ def measure(location, settings):
     config = cli.load_config(location)
     cli.apply_settings(config, settings)
     validate(config)
-    dataset = train.load_dataset(config.data)
-    offsets, lengths = dataset.interactions.offsets, train.train_lengths(dataset.interactions.lengths)
-    windows = train.train_windows(offsets, lengths, config.data.max_length, config.data.window_stride)
+    dataset = load_dataset(config.data)
+    offsets, lengths = dataset.interactions.offsets, train_lengths(dataset.interactions.lengths)
+    windows = train_windows(offsets, lengths, config.data.max_length, config.data.window_stride)
     sizes = {"batch_size": config.train.batch_size, "steps_per_call": config.train.steps_per_call}
     buckets = Batches(windows, seed=0, **sizes).buckets
     inputs, batches = int(windows.length.sum()), sum(bucket.batches for bucket in buckets)
