@@ -57,10 +57,10 @@ class Recommender:
       variables: dict "params" and "frozen", the student's, on the device.
     """
 
-    def __init__(self, config, item_ids, params, frozen, run_features=None, run_teachers=None):
+    def __init__(self, config, item_ids, params, frozen, run_features=None, folder=None):
         """Take a run's parts; ``from_workdir`` reads them."""
         self.config, self.item_ids, self._run_features = config, item_ids, run_features or {}
-        self._run_teachers = run_teachers
+        self._folder = folder
         self._index = {str(raw): number for number, raw in enumerate(item_ids) if number}
         self.student = make_student(config, len(item_ids) - 1)
         self.variables = jax.device_put({"params": params, "frozen": frozen})
@@ -87,7 +87,7 @@ class Recommender:
             config.data.root = str(data_root)
         item_ids = read_arrays(path / "ids.npz", ("item_ids",))["item_ids"]
         variables = load_best_variables(path / "checkpoints" / "refit")
-        return cls(config, item_ids, *variables, saved.get("features"), read_teachers(path))
+        return cls(config, item_ids, *variables, saved.get("features"), path)
 
     @property
     def num_items(self) -> int:
@@ -291,7 +291,7 @@ class Recommender:
         refuse_other_features(self.config.data.name, self._run_features, feature_digests(dataset))
         features = dataset.features
         arguments = features, settings, table_width(self.config), cache_folder()
-        return fit_teachers(*arguments, codes=codes, own=self._run_teachers)[0]
+        return fit_teachers(*arguments, codes=codes, own=read_teachers(self._folder) if self._folder else None)[0]
 
     def scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """Return the scores [n, N] of all items after histories of item numbers, as ``top_items`` takes them."""

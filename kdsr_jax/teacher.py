@@ -137,14 +137,14 @@ def read_teachers(folder):
 
 
 def keep_teachers(folder, teachers, reports):
-    """Write teachers into the folder of a run that begins, a file a modality; those that are there stay.
+    """Write teachers into the folder of a run, a file a modality; those that are there and whole stay.
 
     Raises:
       UserError: they cannot be written.
     """
     for modality, teacher in teachers.items():
         path = pathlib.Path(folder) / f"{TEACHER}{modality}.npz"
-        if not path.exists():
+        if not _read_cache(path):
             try:
                 _write_teacher(path, teacher, reports[modality])
             except OSError as error:

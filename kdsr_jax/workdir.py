@@ -1,7 +1,8 @@
 """The folder of a run: config.json, checkpoints/, metrics.jsonl, selection.json, ids.npz, ranks.npz, result.json.
 
-teacher-MODALITY.npz is what it is distilled from. For report.html there are overview.json and examples.json besides. Of several processes, the first locks, reads and writes it;
-the methods are called by all, which learn from it what it read, or why it could not write.
+teacher-MODALITY.npz is what it is distilled from. For report.html there are overview.json and examples.json besides. Of several
+processes, the first locks, reads and writes it; the methods are called by all, which learn from it what it read, or why it could
+not write.
 """
 
 import contextlib

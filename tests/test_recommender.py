@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import kdsr_jax
-from kdsr_jax import fitting, recommend, train
+from kdsr_jax import fitting, recommend, teacher, train
 from kdsr_jax.data import load_dataset
 from kdsr_jax.errors import UserError
 from kdsr_jax.explorer.answers import Answers
@@ -119,6 +119,12 @@ def test_similar_items_are_the_teachers(recommender):
     for item, modality, line in (("i35", "image", "has no image feature"), ("i05", "sound", "must be one of image")):
         with pytest.raises(UserError, match=line):
             recommender.similar(item, modality=modality)
+
+
+def test_explanations_are_by_the_teacher_of_the_run(finished, monkeypatch, tmp_path):
+    monkeypatch.setenv("KDSR_CACHE", str(tmp_path))
+    monkeypatch.setattr(teacher, "fit_teacher", lambda *_: pytest.fail("a teacher is fitted"))
+    assert Recommender.from_workdir(finished[0]).explain(["i00", "i09"], "i04").links
 
 
 def test_an_explanation_has_rank_links_and_shares(recommender, reference):

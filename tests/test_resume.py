@@ -120,6 +120,7 @@ def test_a_teacher_that_is_damaged_is_fitted_again(unfinished, config, assert_eq
     (unfinished / "teacher-image.npz").write_bytes(b"PK")
     train.train_and_evaluate(config, unfinished)
     assert_equals_finished(unfinished)
+    assert teacher.read_teachers(unfinished).keys() == {"image"}
 
 
 def test_killed_in_refit_ends_with_the_same_bits(finished, tiny_words, config, tmp_path, assert_equals_finished):
