@@ -255,10 +255,10 @@ def reopen(config, folder):
 def _claim(config, folders):
     """Load the data, tie the runs to them, which must be the same in all processes, and return the Dataset."""
     dataset = processes.in_turn(lambda: load_data(config))
-    digest = data_digest(dataset)
+    digest, features = data_digest(dataset), feature_digests(dataset)
     processes.agree(digest, "data files that")
     for folder in folders:
-        folder.claim_data(digest, feature_digests(dataset))
+        folder.claim_data(digest, features)
     return dataset
 
 
