@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kdsr_jax.models.flat import Dense
+
 INITIALIZER = nn.initializers.normal(0.02)
 FUSIONS = ("gate", "concat", "sum")
 
@@ -84,12 +86,12 @@ class Fusion(nn.Module):
         if len(vectors) == 1:
             return vectors[0]
         if self.kind == "concat":
-            return nn.Dense(self.dim, kernel_init=self.initializer, name="concat")(jnp.concatenate(vectors, axis=-1))
+            return Dense(self.dim, kernel_init=self.initializer, name="concat")(jnp.concatenate(vectors, axis=-1))
         stacked = jnp.stack(vectors, axis=-2)
         if self.kind == "sum":
             return stacked.sum(-2)
-        hidden = nn.relu(nn.Dense(self.dim, kernel_init=self.initializer, name="gate_hidden")(stacked))
-        weights = jax.nn.softmax(nn.Dense(1, kernel_init=self.initializer, name="gate_out")(hidden), axis=-2)
+        hidden = nn.relu(Dense(self.dim, kernel_init=self.initializer, name="gate_hidden")(stacked))
+        weights = jax.nn.softmax(Dense(1, kernel_init=self.initializer, name="gate_out")(hidden), axis=-2)
         self.sow("intermediates", "weights", weights[..., 0])  # for those who ask; see Recommender.explain
         return (weights * stacked).sum(-2)
 
@@ -98,4 +100,4 @@ def to_width(vector, width, name, always=False):
     """Map vectors [..., w] linearly to [..., width] where w differs, or always; the layer belongs to the calling module."""
     if vector.shape[-1] == width and not always:
         return vector
-    return nn.Dense(width, kernel_init=INITIALIZER, name=name)(vector)
+    return Dense(width, kernel_init=INITIALIZER, name=name)(vector)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from kdsr_jax.models import graph
 from kdsr_jax.models.embeddings import Fusion, uniform
+from kdsr_jax.models.flat import Dense, linear
 from kdsr_jax.models.layers import MASKED
 
 WITHIN = (graph.SELF, graph.OUT, graph.IN, graph.BOTH)
@@ -58,7 +59,7 @@ class RelationalAttention(nn.Module):
     def __call__(self, nodes, relations, deterministic):
         """Apply the layer to nodes [B, n, dim] with relations [B, n, n] int32; returns [B, n, dim], zeros where no node is."""
         init = uniform(self.dim)
-        x = nn.Dense(self.dim, use_bias=False, kernel_init=init, name="value")(nodes)
+        x = Dense(self.dim, use_bias=False, kernel_init=init, name="value")(nodes)
         scores = relation_scores(x, self.param("relation", init, (len(WITHIN), self.dim)), relations)
         factors = self.param("relation_factor", init, (len(WITHIN),))
         scores = sum(jnp.where(relations == r, scores * factors[place], 0.0) for place, r in enumerate(WITHIN))
@@ -102,7 +103,7 @@ class DualAttention(nn.Module):
 
         def project(name):
             def dense(kind):
-                return nn.Dense(self.dim, use_bias=False, kernel_init=init, name=f"{name}_{kind}")
+                return Dense(self.dim, use_bias=False, kernel_init=init, name=f"{name}_{kind}")
 
             return jnp.concatenate([dense(kind)(x) for kind, x in nodes.items()], axis=1)
 
@@ -175,7 +176,7 @@ class KindsOfNodes(nn.Module):
             at = shown[kind].astype(jnp.float32)
             at = at / jnp.maximum(at.sum(1, keepdims=True), 1)
             place = jnp.einsum("bpn,pd->bnd", at, positions[: at.shape[1]] @ of_position)
-            nodes[kind] = vectors[kind] @ of_vector + row[None, None] + place
+            nodes[kind] = linear(vectors[kind], of_vector) + row[None, None] + place
         return nodes
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kdsr_jax.models.embeddings import INITIALIZER
+from kdsr_jax.models.flat import Dense, LayerNorm
 
 LAYER_NORM_EPSILON = 1e-12
 MASKED = -1e9  # finite, so that a row without a single visible key stays finite; exp underflows to exactly 0
@@ -41,8 +42,8 @@ def query_key_scores(x, width, num_heads, suffix=""):
     Returns:
       [B, H, L, L] float32 (batch, heads, query, key), neither scaled nor masked.
     """
-    query = nn.Dense(width, kernel_init=INITIALIZER, name=f"query{suffix}")(x)
-    key = nn.Dense(width, use_bias=False, kernel_init=INITIALIZER, name=f"key{suffix}")(x)
+    query = Dense(width, kernel_init=INITIALIZER, name=f"query{suffix}")(x)
+    key = Dense(width, use_bias=False, kernel_init=INITIALIZER, name=f"key{suffix}")(x)
     return jnp.einsum("bqhd,bkhd->bhqk", _split_heads(query, num_heads), _split_heads(key, num_heads))
 
 
@@ -77,8 +78,8 @@ def finish_layer(x, attended, drop):
     """
     dim = x.shape[-1]
     x = layer_norm("attention_norm")(x + drop(attended))
-    inner = nn.Dense(2 * dim, kernel_init=INITIALIZER, name="inner")(x)
-    outer = nn.Dense(dim, kernel_init=INITIALIZER, name="outer")(nn.gelu(inner, approximate=False))
+    inner = Dense(2 * dim, kernel_init=INITIALIZER, name="inner")(x)
+    outer = Dense(dim, kernel_init=INITIALIZER, name="outer")(nn.gelu(inner, approximate=False))
     return layer_norm("outer_norm")(x + drop(outer))
 
 
@@ -103,10 +104,10 @@ class SelfAttention(nn.Module):
           [B, L, dim] float32.
         """
         scores = query_key_scores(x if context is None else context, self.dim, self.num_heads)
-        value = nn.Dense(self.dim, kernel_init=INITIALIZER, name="value")(x)
+        value = Dense(self.dim, kernel_init=INITIALIZER, name="value")(x)
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
         mixed = attend(scores / jnp.sqrt(self.dim // self.num_heads), value, mask, drop)
-        return nn.Dense(self.dim, kernel_init=INITIALIZER, name="out")(mixed)
+        return Dense(self.dim, kernel_init=INITIALIZER, name="out")(mixed)
 
 
 class TransformerLayer(nn.Module):
@@ -134,4 +135,4 @@ def _split_heads(x, num_heads):
 
 def layer_norm(name):
     """Return a layer norm with the epsilon of the BERT family (1e-12)."""
-    return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, name=name)
+    return LayerNorm(epsilon=LAYER_NORM_EPSILON, name=name)

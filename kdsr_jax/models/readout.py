@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kdsr_jax.models.embeddings import INITIALIZER
+from kdsr_jax.models.flat import Dense
 
 READOUTS = ("last", "last_sum", "mean", "long_short", "attention")
 
@@ -72,7 +73,7 @@ class Readout(nn.Module):
         return jnp.broadcast_to(joined, states.shape)
 
     def _dense(self, width, name, bias=False):
-        return nn.Dense(width, use_bias=bias, kernel_init=self.initializer, bias_init=self.initializer, name=name)
+        return Dense(width, use_bias=bias, kernel_init=self.initializer, bias_init=self.initializer, name=name)
 
 
 def _sum_of_last(x, count):

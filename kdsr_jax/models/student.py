@@ -11,6 +11,7 @@ from flax.core import FrozenDict
 from kdsr_jax.models.backbones import BACKBONES
 from kdsr_jax.models.backbones.base import Inputs
 from kdsr_jax.models.embeddings import INITIALIZER, Fusion, ItemTable
+from kdsr_jax.models.flat import Dense
 from kdsr_jax.models.readout import Readout
 
 ITEMS_AT_ONCE = 2**16  # for which vectors are made; more only cost memory
@@ -94,7 +95,7 @@ class Student(nn.Module):
             links = self.variable("frozen", f"{name}_links", jnp.zeros, (rows, self.cluster_links), jnp.int32)
             setattr(self, f"{name}_links", links)
             if self.predicts_clusters:
-                setattr(self, f"{name}_clusters", nn.Dense(self.num_clusters, kernel_init=INITIALIZER))
+                setattr(self, f"{name}_clusters", Dense(self.num_clusters, kernel_init=INITIALIZER))
         if backbone.fused:
             self.fuse = Fusion(self.dim, self.fusion, backbone.project_modalities)
         self.encoder = backbone(**self._backbone_settings(), **self.options)
@@ -209,9 +210,9 @@ class DistillationHead(nn.Module):
     num_codes: int
 
     def setup(self):
-        self.holistic = nn.Dense(self.width, kernel_init=INITIALIZER)
-        self.code_hidden = nn.Dense(self.width, kernel_init=INITIALIZER)
-        self.code_out = nn.Dense(self.num_codes, kernel_init=INITIALIZER)
+        self.holistic = Dense(self.width, kernel_init=INITIALIZER)
+        self.code_hidden = Dense(self.width, kernel_init=INITIALIZER)
+        self.code_out = Dense(self.num_codes, kernel_init=INITIALIZER)
 
     def transform(self, vectors):
         """Apply g_phi to vectors [..., width]; same shape."""

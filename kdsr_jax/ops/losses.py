@@ -152,20 +152,21 @@ def _linear_cross_entropy(representations, vectors, targets, mask, longest):
 
 
 def _linear_cross_entropy_forward(representations, vectors, targets, mask, longest):
-    # The loss is a scalar, so its gradient is known here up to the factor that arrives in the backward pass.
+    # The loss is a scalar, so its gradient is known here up to the factor that arrives in the backward pass: that of a score is
+    # the item's share of the position's softmax, less one if it is the target.
     count = jnp.maximum(jnp.sum(mask), 1)
+    weight = jnp.where(mask, 1.0 / count, 0.0)[:, None]
 
     def add(sums, chunk):
-        value, scores, normaliser = _scored(vectors, *chunk)
-        rows, targets, mask = chunk
-        is_target = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1) == targets[:, None]
-        weight = jnp.where(mask, 1.0 / count, 0.0)[:, None]
-        slope = (jnp.exp(scores - normaliser[:, None]) - is_target) * weight
-        return (sums[0] + value, sums[1] + slope.T @ rows), slope @ vectors
+        value, powers, total = _scored(vectors, *chunk)
+        share = jnp.where(chunk[2], 1.0 / (count * total), 0.0)[:, None]
+        return (sums[0] + value, sums[1] + powers @ (share * chunk[0])), share.T * (vectors.T @ powers)
 
     chunks = _chunks((representations, targets, mask), longest)
     (total, to_vectors), to_rows = jax.lax.scan(add, (jnp.zeros((), vectors.dtype), jnp.zeros_like(vectors)), chunks)
-    to_rows = to_rows.reshape(-1, to_rows.shape[-1])[: representations.shape[0]]
+    to_rows = to_rows.swapaxes(1, 2).reshape(-1, vectors.shape[1])[: representations.shape[0]]
+    to_rows = to_rows - weight * vectors[targets]
+    to_vectors = to_vectors.at[targets].add(-weight * representations)
     return total / count, (to_rows, to_vectors)
 
 
@@ -186,11 +187,17 @@ def _chunks(arrays, longest):
 
 
 def _scored(vectors, rows, targets, mask):
-    """Return (sum of the valid rows' losses, scores [p, N], logs of their normalisers [p])."""
-    scores = rows @ vectors.T
-    normaliser = jax.nn.logsumexp(scores, axis=-1)
-    target_scores = jnp.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
-    return jnp.sum(jnp.where(mask, normaliser - target_scores, 0.0)), scores, normaliser
+    """Score a chunk, item by position: its products are the fastest so, as nothing of that size is turned round.
+
+    Returns:
+      (sum of the valid rows' losses, exp(scores less their position's highest) [N, p], their sums [p]).
+    """
+    scores = vectors @ rows.T
+    highest = jnp.max(scores, axis=0)
+    powers = jnp.exp(scores - highest[None])
+    total = jnp.sum(powers, axis=0)
+    of_target = jnp.take_along_axis(scores, targets[None], axis=0)[0]
+    return jnp.sum(jnp.where(mask, jnp.log(total) + (highest - of_target), 0.0)), powers, total
 
 
 def sampled_next_item_loss(

@@ -105,7 +105,7 @@ def channel_dense(layer, x):
 def grid_norm(layer, x):
     centred = x - x.mean((1, 2), keepdims=True)
     deviation = np.sqrt((centred**2).mean((1, 2), keepdims=True) + 1e-12)
-    return layer["scale"] * centred / deviation + layer["bias"]
+    return layer["scale"].reshape(x.shape[-2:]) * centred / deviation + layer["bias"].reshape(x.shape[-2:])
 
 
 def grid_layer_by_loops(layer, x, heads):

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from kdsr_jax.models.backbones.base import Backbone
 from kdsr_jax.models.embeddings import INITIALIZER
+from kdsr_jax.models.flat import Dense, linear
 from kdsr_jax.models.layers import attend, causal_mask, finish_layer, layer_norm, query_key_scores
 
 
@@ -84,10 +85,10 @@ class DecoupledLayer(nn.Module):
             for name, stream in ({"item": x} | sides).items()
         ]
         fused = sum(scores) if self.fusion == "sum" else self._fuse_rows(scores, mask)
-        value = nn.Dense(dim, kernel_init=INITIALIZER, name="value")(x)
+        value = Dense(dim, kernel_init=INITIALIZER, name="value")(x)
         drop_weights = nn.Dropout(self.attention_dropout, deterministic=deterministic)
         mixed = attend(fused / jnp.sqrt(head), value, mask, drop_weights)
-        attended = nn.Dense(dim, kernel_init=INITIALIZER, name="out")(mixed)
+        attended = Dense(dim, kernel_init=INITIALIZER, name="out")(mixed)
         return finish_layer(x, attended, nn.Dropout(self.hidden_dropout, deterministic=deterministic))
 
     def _fuse_rows(self, scores, mask):
@@ -104,6 +105,6 @@ class DecoupledLayer(nn.Module):
             return jnp.einsum("bhqsk,skj->bhqj", rows, kernel) + bias[None, None, None]
         kernel = self.param("gate_kernel", INITIALIZER, (most, most))[:length]
         bias = self.param("gate_bias", nn.initializers.zeros, (most,))
-        hidden = nn.relu(rows @ kernel + bias[None, None, None, None])
-        weights = nn.Dense(1, use_bias=False, kernel_init=INITIALIZER, name="gate_out")(hidden)
+        hidden = nn.relu(linear(rows, kernel) + bias[None, None, None, None])
+        weights = Dense(1, use_bias=False, kernel_init=INITIALIZER, name="gate_out")(hidden)
         return (jax.nn.softmax(weights, axis=-2) * rows).sum(-2)

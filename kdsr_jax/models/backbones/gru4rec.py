@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from kdsr_jax.models.backbones.base import Backbone
 from kdsr_jax.models.embeddings import uniform
+from kdsr_jax.models.flat import Dense, linear
 
 
 class GRU4Rec(Backbone):
@@ -28,7 +29,7 @@ class GRU4Rec(Backbone):
         x = nn.Dropout(self.hidden_dropout, deterministic=deterministic)(inputs.fused)
         for index in range(self.num_layers):
             x = GRU(self.dim, name=f"layer_{index}")(x)
-        return nn.Dense(self.dim, kernel_init=uniform(self.dim), name="out")(x)
+        return Dense(self.dim, kernel_init=uniform(self.dim), name="out")(x)
 
 
 class GRU(nn.Module):
@@ -44,7 +45,7 @@ class GRU(nn.Module):
     def __call__(self, x):
         """Run over x [B, L, width]; returns the states [B, L, dim]."""
         xavier = nn.initializers.xavier_uniform()
-        from_input = x @ self.param("input", xavier, (x.shape[-1], 3 * self.dim))
+        from_input = linear(x, self.param("input", xavier, (x.shape[-1], 3 * self.dim)))
         recurrent = self.param("recurrent", xavier, (self.dim, 3 * self.dim))
 
         def step(h, gates):

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from kdsr_jax.models.backbones.base import Backbone
 from kdsr_jax.models.embeddings import INITIALIZER
+from kdsr_jax.models.flat import Dense
 from kdsr_jax.models.layers import MASKED, TransformerLayer, layer_norm
 from kdsr_jax.ops.scoring import unit
 
@@ -104,7 +105,7 @@ class MMSRec(Backbone):
         """
         batch, length, count = present.shape
         tokens = [
-            layer_norm(f"{name}_norm")(nn.Dense(self.dim, kernel_init=INITIALIZER, name=f"{name}_in")(vector))
+            layer_norm(f"{name}_norm")(Dense(self.dim, kernel_init=INITIALIZER, name=f"{name}_in")(vector))
             for name, vector in zip(self.modalities, vectors, strict=True)
         ]
         mask_item = self.param("mask_item", INITIALIZER, (self.dim,))
@@ -118,7 +119,7 @@ class MMSRec(Backbone):
                 self.dim, self.num_heads, self.hidden_dropout, self.attention_dropout, name=f"layer_{index}"
             )
             x = layer(x, present.reshape(batch, 1, 1, -1), deterministic)
-        x = nn.Dense(self.dim, kernel_init=INITIALIZER, name="out")(layer_norm("final_norm")(x))
+        x = Dense(self.dim, kernel_init=INITIALIZER, name="out")(layer_norm("final_norm")(x))
         x = layer_norm("output_norm")(x).reshape(batch, length, count, self.dim)
         fused = jnp.max(jnp.where(present[..., None], x, MASKED), axis=2)
         fused = jnp.where(present.any(-1)[..., None], fused, 0.0)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from kdsr_jax.models.backbones.base import Backbone
 from kdsr_jax.models.embeddings import INITIALIZER, Fusion, to_width
+from kdsr_jax.models.flat import Dense
 from kdsr_jax.models.layers import TransformerLayer, causal_mask, layer_norm
 
 
@@ -48,5 +49,5 @@ class NOVA(Backbone):
         if self.fusion != "gate":
             return Fusion(self.dim, self.fusion, name=name)(streams)
         stacked = jnp.stack(list(streams.values()), axis=-2)
-        gates = nn.sigmoid(nn.Dense(1, use_bias=False, kernel_init=INITIALIZER, name=name)(stacked))
+        gates = nn.sigmoid(Dense(1, use_bias=False, kernel_init=INITIALIZER, name=name)(stacked))
         return (gates * stacked).sum(-2)

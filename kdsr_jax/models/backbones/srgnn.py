@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from kdsr_jax.models import graph
 from kdsr_jax.models.backbones.base import Backbone
 from kdsr_jax.models.embeddings import uniform
+from kdsr_jax.models.flat import Dense
 
 
 class SRGNN(Backbone):
@@ -31,7 +32,7 @@ class SRGNN(Backbone):
         init = uniform(self.dim)
 
         def dense(width, name):
-            return nn.Dense(width, kernel_init=init, bias_init=init, name=name)
+            return Dense(width, kernel_init=init, bias_init=init, name=name)
 
         follows = graph.successions(graph.shown_items(inputs.history)).astype(inputs.fused.dtype)
         out_mean = follows / jnp.maximum(follows.sum(2, keepdims=True), 1)

@@ -25,7 +25,8 @@ import jax.numpy as jnp
 
 from kdsr_jax.models.backbones.base import Backbone
 from kdsr_jax.models.embeddings import INITIALIZER, to_width
-from kdsr_jax.models.layers import LAYER_NORM_EPSILON, attend, causal_mask
+from kdsr_jax.models.flat import linear
+from kdsr_jax.models.layers import attend, causal_mask, layer_norm
 
 
 class Trans2D(Backbone):
@@ -40,7 +41,7 @@ class Trans2D(Backbone):
         channels = [to_width(inputs.vectors[name], self.dim, f"project_{name}") for name in ("item", *self.modalities)]
         grid = jnp.stack(channels, axis=2)
         position = self.param("position_embedding", INITIALIZER, (self.max_length, self.dim))
-        x = grid_norm("input_norm")(grid + position[None, : grid.shape[1], None])
+        x = grid_norm(grid + position[None, : grid.shape[1], None], "input_norm")
         x = nn.Dropout(self.hidden_dropout, deterministic=deterministic)(x)
         for index in range(self.num_layers):
             layer = GridLayer(self.num_heads, self.hidden_dropout, self.attention_dropout, name=f"layer_{index}")
@@ -67,9 +68,9 @@ class GridLayer(nn.Module):
         scores = cell_scores(query.reshape(heads), key.reshape(heads), valid, alphas)
         mask = jnp.repeat(jnp.repeat(causal_mask(valid), channels, axis=2), channels, axis=3)
         mixed = attend(scores, value.reshape(batch, length * channels, dim), mask, drop_weights).reshape(x.shape)
-        x = grid_norm("attention_norm")(x + drop(ChannelDense(dim, name="out")(mixed)))
+        x = grid_norm(x + drop(ChannelDense(dim, name="out")(mixed)), "attention_norm")
         inner = nn.gelu(ChannelDense(2 * dim, name="inner")(x), approximate=False)
-        return grid_norm("outer_norm")(x + drop(ChannelDense(dim, name="outer")(inner)))
+        return grid_norm(x + drop(ChannelDense(dim, name="outer")(inner)), "outer_norm")
 
 
 class ChannelDense(nn.Module):
@@ -83,7 +84,7 @@ class ChannelDense(nn.Module):
         channels, width = x.shape[-2:]
         kernel = self.param("kernel", INITIALIZER, (channels, width, self.width))
         bias = self.param("bias", nn.initializers.zeros, (channels, self.width))
-        return jnp.einsum("blcw,cwv->blcv", x, kernel) + bias[None, None]
+        return jnp.stack([linear(x[:, :, c], kernel[c]) for c in range(channels)], axis=2) + bias[None, None]
 
 
 def cell_scores(query, key, valid, alphas):
@@ -108,7 +109,6 @@ def cell_scores(query, key, valid, alphas):
     return scores.reshape(batch, num_heads, cells, cells)
 
 
-def grid_norm(name):
-    """Return a layer norm over channels and columns at once."""
-    axes = (-2, -1)
-    return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, reduction_axes=axes, feature_axes=axes, name=name)
+def grid_norm(x, name):
+    """Normalise a grid [B, L, C, w] over channels and columns at once; the layer belongs to the calling module."""
+    return layer_norm(name)(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
