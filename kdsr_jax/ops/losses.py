@@ -158,9 +158,12 @@ def _linear_cross_entropy_forward(representations, vectors, targets, mask, longe
     weight = jnp.where(mask, 1.0 / count, 0.0)[:, None]
 
     def add(sums, chunk):
+        rows, _, mask = chunk
         value, powers, total = _scored(vectors, *chunk)
-        share = jnp.where(chunk[2], 1.0 / (count * total), 0.0)[:, None]
-        return (sums[0] + value, sums[1] + powers @ (share * chunk[0])), share.T * (vectors.T @ powers)
+        share = jnp.where(mask, 1.0 / (count * total), 0.0)[:, None]
+        # [d, p], turned round after the scan only: next to the product, XLA would turn the powers [N, p] round instead.
+        to_rows = share.T * (vectors.T @ powers)
+        return (sums[0] + value, sums[1] + powers @ (share * rows)), to_rows
 
     chunks = _chunks((representations, targets, mask), longest)
     (total, to_vectors), to_rows = jax.lax.scan(add, (jnp.zeros((), vectors.dtype), jnp.zeros_like(vectors)), chunks)
