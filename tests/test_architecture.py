@@ -142,6 +142,14 @@ def test_a_part_imports_only_what_lies_below_it(path):
         assert external(source) <= MAY_USE[name]
 
 
+@pytest.mark.parametrize("path", [path for path in FILES if part(path) == "models"], ids=relative)
+def test_models_take_layers_with_cheap_gradients(path):
+    for layer in ("Dense", "LayerNorm"):
+        assert f"nn.{layer}(" not in path.read_text().replace(f"class {layer}(nn.{layer})", ""), (
+            f"use models/flat.py: {layer}"
+        )
+
+
 @each_file
 def test_every_module_has_a_docstring_and_a_readable_size(path):
     source = path.read_text()

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from kdsr_jax.models.flat import Dense
+
 CHECK_EVERY = 100
 MAX_STEPS = 10_000
 SIGMOID_EPOCHS = 500
@@ -26,8 +28,8 @@ class SigmoidAutoencoder(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Return (code [n, width] in (0, 1), reconstruction [n, d_m]) of x [n, d_m]."""
-        code = nn.sigmoid(nn.Dense(self.width, name="encoder")(x))
-        return code, nn.Dense(x.shape[-1], name="decoder")(code)
+        code = nn.sigmoid(Dense(self.width, name="encoder")(x))
+        return code, Dense(x.shape[-1], name="decoder")(code)
 
 
 @functools.partial(jax.jit, static_argnames="width")

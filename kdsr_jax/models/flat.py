@@ -1,7 +1,7 @@
 """Layers that see all leading axes of x as one axis of rows.
 
 The gradients of their parameters are sums over the rows. XLA computes sums and products over several axes at once where x has
-several; on CPUs it copies x for that number by number, which takes longer than all the rest of the layer.
+several; on CPUs it then copies x number by number, which can take longer than the rest of the layer.
 """
 
 import flax.linen as nn
