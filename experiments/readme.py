@@ -1,4 +1,4 @@
-"""Writes the tables of the studies into the README, between its marks, out of experiments/results alone.
+"""Writes the tables of the studies into README.md and docs/results.md, between their marks, out of experiments/results alone.
 
 python -m experiments.readme
 """
@@ -9,28 +9,46 @@ import re
 import sys
 
 from experiments import results, tune
+from experiments.tables import METRICS
 from kdsr_jax.files import replace_file
+from kdsr_jax.labels import PAPER as PAPERS_PROTOCOL
 from kdsr_jax.report.files import read_json
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+ROOT = pathlib.Path(__file__).parent.parent
+SUMMARISED = "table2"
+COLUMNS = ("setting", *METRICS, "seeds", PAPERS_PROTOCOL, "the paper reports", "s training, both phases")
 _BETWEEN = re.compile(r"(?<=<!-- studies -->\n).*?(?=<!-- /studies -->)", re.DOTALL)
 
 
 def main():
-    """Bring the README up to date; returns 0."""
-    text = README.read_text()
-    replace_file(README, lambda file: file.write(updated(text).encode()), shared=True)
+    """Bring both files up to date; returns 0."""
+    for name, make in PAGES.items():
+        text = updated((ROOT / name).read_text(), make)
+        replace_file(ROOT / name, lambda file, text=text: file.write(text.encode()), shared=True)
     return 0
 
 
-def updated(text, folder=results.FOLDER):
-    """Return the README's text with the tables of today.
+def updated(text, make, folder=results.FOLDER):
+    """Return a page's text with the tables of today.
 
     Args:
       text: with "<!-- studies -->" and "<!-- /studies -->", each on a line of its own.
+      make: folder -> markdown of the tables; ``summary`` or ``tables``.
       folder: of the results.
     """
-    return _BETWEEN.sub(lambda _: tables(pathlib.Path(folder)), text, count=1)
+    return _BETWEEN.sub(lambda _: make(pathlib.Path(folder)), text, count=1)
+
+
+def summary(folder):
+    """Return the metrics of the study of all models in markdown, data set by data set, and where they were measured."""
+    file, parts = folder / SUMMARISED / "table.md", []
+    for part in file.read_text().split("\n## ")[1:] if file.exists() else ():
+        name, _, body = part.partition("\n")
+        lines = [line.strip("| ").split(" | ") for line in body.strip().partition("\n\n")[0].splitlines()]
+        places = [lines[0].index(column) for column in COLUMNS if column in lines[0]]
+        table = "\n".join(f"| {' | '.join(line[place] for place in places)} |" for line in lines)
+        parts.append(f"**{name}**\n\n{table}\n\n{re.search('^Hardware: .*', body, re.MULTILINE)[0]}")
+    return "\n".join(f"\n{part}\n" for part in parts) + "\n"
 
 
 def tables(folder):
@@ -49,6 +67,8 @@ def tables(folder):
         parts.append(f"{heading}\n\n{tune.table(read_json(file))}")
     return "\n".join(f"\n{part}\n" for part in parts) + "\n"
 
+
+PAGES = {"README.md": summary, "docs/results.md": tables}
 
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False).parse_args()

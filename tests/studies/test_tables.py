@@ -10,7 +10,7 @@ import pytest
 
 from experiments import table1, table2, table3, table4
 from experiments.index import parse, write_index
-from experiments.readme import updated
+from experiments.readme import PAGES, updated
 from experiments.tables import PAPER, markdown, metrics_table, per_modality
 
 PAPERS = "paper's protocol (best epoch on test)"
@@ -274,12 +274,13 @@ def test_tables_and_page_need_no_jax():
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-def test_the_readme_has_the_tables_of_today(repository):
-    text = (repository / "README.md").read_text()
-    assert updated(text) == text
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_have_the_tables_of_today(name, repository):
+    text, make = (repository / name).read_text(), PAGES[name]
+    assert updated(text, make) == text
     before, between, after = re.split("(?<=<!-- studies -->\n)|(?=<!-- /studies -->)", text)
     assert "| KDSR | " in between
-    assert updated(f"{before}{between.replace('KDSR', 'other')}{after}") == text
-    assert updated("before\n<!-- studies -->\nold\n<!-- /studies -->\nafter\n", repository / "tests") == (
+    assert updated(f"{before}{between.replace('KDSR', 'other')}{after}", make) == text
+    assert updated("before\n<!-- studies -->\nold\n<!-- /studies -->\nafter\n", make, repository / "tests") == (
         "before\n<!-- studies -->\n\n<!-- /studies -->\nafter\n"
     )
