@@ -27,6 +27,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
     data.max_length = 50  # items of the history a model reads
     data.window_stride = 0  # items between windows of a longer history; 0 = max_length / 2; not for prefixes
     data.modalities = ("image-facets", "text-facets")  # <modality>-<encoder> of features/*.npz; () = item ids only
+    # auto | device | host; where histories lie in training: all on the device, or on the host, of which a chunk of steps gets
+    # its own; auto = the device if they take up to an eighth of its memory; not in the fingerprint
+    data.histories = "auto"
 
     data.columns = columns = ConfigDict()  # what the columns of a folder's files are called; not in the fingerprint
     columns.user_id = "user_id"  # in interactions.*

@@ -287,9 +287,12 @@ A ranking multiplies d·N numbers, and an evaluation holds 48 MiB of scores at a
 a character, and the features as they were read."""
 LIMITS = """## Limits
 
-- **Histories are held in memory**, and once more on the device: 10⁸ interactions are 1.2 GB on the host and 0.4 GB on the device. Longer ones
-  than memory holds are refused with a line that says how much is needed. Keeping them prepared takes 8 GB of memory for a while; where there
-  is less, a warning says so and the source is read anew at each start.
+- **Histories need not fit the memory.** Items and times, 12 bytes an interaction, lie in memory or, where one of the two takes more than a sixteenth of
+  it (`KDSR_MEMORY`, in bytes, says another size), in a mapped temporary file in `$KDSR_CACHE`; they are numbered, sorted, counted, kept as
+  array_record shards and read back block by block. On a device they take 4 bytes an interaction; where that is more than an eighth of its memory
+  (`data.histories=auto`), a chunk of steps brings the histories of its own windows along, to the same bits. They are not read through grain: a
+  history in a mapped file needs no decoding and no other process, and windows begin anywhere in it. What must fit are the different ids and some
+  dozens of bytes a window and a test target. 2³¹ − 1 interactions are the most that numbers of 32 bits reach; more than 10⁸ were not tried.
 - **Tables are whole**: parameters and moments of all items are on the devices, spread over `mesh.model` of them. Item vectors that layers make
   (`model.item_scores=fused`, MMSRec) are made for 65,536 items at a time, or by every device for its own; the N vectors themselves are whole.
 - **`--mode=stats` of a planted shop** ranks every test target by its true law over all N items, which takes N times the targets: leave it out

@@ -41,7 +41,7 @@ CONTRASTIVE = ("mmsrec",)  # backbones that know a contrastive warm-up
 # Where the data lies and what its columns are called, how features are made, what is measured beside training, how it is
 # shown and on which devices say nothing about what comes out of given data; a run is tied to its data besides.
 _VIEWS = ("forgetting.num_pairs", "forgetting.reference_workdir", "log.tensorboard")
-NOT_FINGERPRINTED = ("data.root", "data.manual_dir", *COLUMNS, *ENCODE, *MESH, *_VIEWS)
+NOT_FINGERPRINTED = ("data.root", "data.manual_dir", "data.histories", *COLUMNS, *ENCODE, *MESH, *_VIEWS)
 FIELDS = make_fields(BACKBONES)
 
 

@@ -9,7 +9,7 @@ from kdsr_jax.data.sequences import limit_targets
 from kdsr_jax.errors import UserError
 from kdsr_jax.models.student import candidates_of
 from kdsr_jax.ops import metrics
-from kdsr_jax.resident import at_slots, cut_batch, make_resident
+from kdsr_jax.resident import at_slots, cut_batch, place_histories
 
 SCORE_BYTES = 48 * 2**20  # of one batch's scores [S, N]; larger only costs memory
 MOST_ROWS = 512  # of prefixes in a batch, as in training by default; more only cost memory
@@ -26,7 +26,7 @@ class Evaluator:
       users: [num_targets] int32 user indices.
     """
 
-    def __init__(self, student, interactions, windows, placement, *, filter_seen):
+    def __init__(self, student, interactions, windows, placement, *, filter_seen, histories="auto"):
         self._student, self._filter_seen, self._placement = student, filter_seen, placement
         num_slots = max(1, SCORE_BYTES * placement.data * placement.model // (4 * student.num_items))
         if student.trained_on == "prefixes":  # each slot is a whole row
@@ -35,14 +35,14 @@ class Evaluator:
         self._num_slots = num_slots + -num_slots % placement.data
         windows = limit_targets(windows, self._num_slots)
         self._batches = Batches(windows, batch_size=self._num_slots, steps_per_call=1, seed=0)
-        resident = make_resident(interactions, windows)
         self.num_targets = windows.num_targets
-        window, _, index = windows.targets()
+        _, _, index = windows.targets()
         self.target_items = interactions.items[index]
-        self.history_lengths = (index - resident.user_start[window]).astype(np.int32)
         self.users = (np.searchsorted(interactions.offsets, index, side="right") - 1).astype(np.int32)
+        self.history_lengths = (index - interactions.offsets[self.users]).astype(np.int32)
         self._longest = int(self.history_lengths.max(initial=1))
-        self._resident = placement.put(resident)
+        read = self._longest if filter_seen else 0
+        self._histories = place_histories(histories, interactions, windows, placement, read)
         self._rank_batch = jax.jit(self._ranks, static_argnames="length")
         self._top_batch = jax.jit(self._tops, static_argnames=("length", "k"))
         self._candidates = jax.jit(self._candidate_vectors)
@@ -60,12 +60,12 @@ class Evaluator:
           UserError: a score is NaN or infinite.
         """
         variables = {"params": params, "frozen": frozen}
-        arguments = variables, self._candidates(variables), self._resident
+        candidates = self._candidates(variables)
         ranks = np.zeros(self.num_targets, np.int32)
         shown = np.zeros(self._student.num_items, bool)
         for index in range(self._batches.chunks_per_epoch):
             length, ids = self._batches.chunk(index)
-            arrays = self._rank_batch(*arguments, self._placement.put_rows(ids), length=length)
+            arrays = self._rank_batch(variables, candidates, *self._histories.of(ids, length), length=length)
             instance, rank, finite, batch_shown = jax.device_get(arrays)
             if not finite:
                 raise UserError("the model gives scores that are NaN or infinite; lower --config.train.learning_rate")
@@ -85,11 +85,12 @@ class Evaluator:
           [num_targets, min(k, N)] int32 item ids, the best first; 0 at the end of a list that has no more items.
         """
         variables = {"params": params, "frozen": frozen}
-        arguments = variables, self._candidates(variables), self._resident
+        candidates = self._candidates(variables)
         lists = np.zeros((self.num_targets, min(k, self._student.num_items)), np.int32)
         for index in range(self._batches.chunks_per_epoch):
             length, ids = self._batches.chunk(index)
-            arrays = self._top_batch(*arguments, self._placement.put_rows(ids), length=length, k=lists.shape[1])
+            arguments = variables, candidates, *self._histories.of(ids, length)
+            arrays = self._top_batch(*arguments, length=length, k=lists.shape[1])
             instance, top = jax.device_get(arrays)
             real = instance >= 0
             lists[instance[real]] = top[real]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdsr_jax.data.interactions import statistics, train_lengths
+from kdsr_jax.data.interactions import item_counts, statistics, train_lengths
 from kdsr_jax.explain import most_alike
 from kdsr_jax.models.student import candidates_of
 from kdsr_jax.report.bins import histogram
@@ -33,7 +33,7 @@ def overview(run, parameters):
         "name": run.dataset.name,
         "statistics": statistics(data, run.dataset.features),
         "history_lengths": histogram(data.lengths),
-        "item_counts": histogram(np.bincount(data.items, minlength=data.num_items + 1)[1:]),
+        "item_counts": histogram(item_counts(data)[1:]),
         "parameters": parameters,
         "teacher": run.teacher_report,
     }

@@ -58,6 +58,7 @@ _BEFORE: dict[str, Check] = {
     "data.max_length": whole(2),
     "data.window_stride": whole(0),
     "data.modalities": modalities,
+    "data.histories": choice("auto", "device", "host"),
     **dict.fromkeys(COLUMNS, column),
     "data.planted.num_users": whole(1),
     "data.planted.num_items": whole(18),

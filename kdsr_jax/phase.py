@@ -21,7 +21,7 @@ from kdsr_jax.objective import Objective
 from kdsr_jax.ops.correlation import MOST_PAIRS
 from kdsr_jax.optim import make_optimizer
 from kdsr_jax.report.page import refresh_report
-from kdsr_jax.resident import make_resident
+from kdsr_jax.resident import place_histories
 from kdsr_jax.train_step import Trainer
 
 # train.matmul_precision -> what jax calls it.
@@ -37,6 +37,7 @@ class PhaseRunner:
       folder: Workdir.
       forgetting: Forgetting that is measured after every epoch, or None.
       batches: Batches of its training windows.
+      histories: where they lie, DeviceHistories or HostHistories.
       trainer: Trainer.
       said_first: what stands before all that it says of an epoch: the seed, where several are trained at once.
     """
@@ -61,10 +62,11 @@ class PhaseRunner:
             self._check_pairs()
         self._windows, self._events, self.said_first = windows, None, ""
         if like:
-            self._resident, self._schedules, self.trainer = like._resident, like._schedules, like.trainer
+            self.histories, self._schedules, self.trainer = like.histories, like._schedules, like.trainer
             self.evaluator = like.evaluator
             return
-        self._resident = run.placement.put(make_resident(run.dataset.interactions, windows))
+        given = config.data.histories, run.dataset.interactions, windows, run.placement
+        self.histories = place_histories(*given)
         tuned = run.student.modalities if run.student.tuned else ()
         optimizer, self._schedules = make_optimizer(config.train, tuned, self.batches.steps_per_epoch)
         scoring = config.teacher.score_fn, config.teacher.num_splits
@@ -130,7 +132,8 @@ class PhaseRunner:
     def evaluator(self):
         """The Evaluator of the phase's targets."""
         arguments = self.run.student, self.run.dataset.interactions, self.phase.evaluation, self.run.placement
-        return Evaluator(*arguments, filter_seen=self.run.config.eval.filter_seen)
+        settings = {"filter_seen": self.run.config.eval.filter_seen, "histories": self.run.config.data.histories}
+        return Evaluator(*arguments, **settings)
 
     def evaluate(self, state):
         """Rank all targets; returns (metrics in percent with coverage@20, ranks)."""
@@ -260,9 +263,9 @@ class PhaseRunner:
 
     def run_steps(self, run_chunk, states, ids, length, warmup):
         """Call ``Trainer.run_chunk``, or ``run_chunks`` with an axis of seeds, in the precision that the config asks for."""
-        arguments = states, self._resident, self.run.teachers, self.run.placement.put_rows(ids)
+        resident, ids = self.histories.of(ids, length)
         with self._precision():
-            return run_chunk(*arguments, length=length, warmup=warmup)
+            return run_chunk(states, resident, self.run.teachers, ids, length=length, warmup=warmup)
 
     def _gradient_norms(self, state):
         """Measure each loss part's pull on the modality tables on one batch: the phase's first of the longest bucket.
@@ -276,8 +279,8 @@ class PhaseRunner:
         ids = next(ids for length, ids in chunks if length == longest)
         rows = 1 << (ids.shape[1] - 1).bit_length()
         ids = np.pad(ids[:1], ((0, 0), (0, rows - ids.shape[1])), constant_values=-1)
-        ids = self.run.placement.put_rows(ids)[0]
-        norms = self.trainer.part_gradient_norms(state, self._resident, self.run.teachers, ids, length=longest)
+        resident, ids = self.histories.of(ids, longest)
+        norms = self.trainer.part_gradient_norms(state, resident, self.run.teachers, ids[0], length=longest)
         return {name: float(value) for name, value in norms.items()}
 
     def _keep_ranks(self, evaluations, ranks):

@@ -1,16 +1,25 @@
-"""Data that stays on the device, and the batches cut from it there: a step receives window ids and nothing else."""
+"""Histories on the device, and the batches cut from them there: a step receives window ids and nothing else.
+
+All histories stay on the device where they take no large share of its memory; else a chunk of steps brings its own along.
+"""
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdsr_jax import processes
+from kdsr_jax.data.spill import machine_memory
+
+_MEMORY_SHARE = 8  # all histories lie on a device if they take up to an eighth of its memory
+
 
 class Resident(NamedTuple):
-    """All histories and the windows over them; a pytree of device arrays.
+    """Histories and the windows over them; a pytree of device arrays.
 
-    W is the number of windows rounded up by an eighth at most, so that the phases of a run, which differ by few windows, have
-    arrays of one shape and share compiled programs; the last entries are zeros that no batch asks for.
+    Of all windows, W is their number rounded up by an eighth at most, so that the phases of a run, which differ by few windows,
+    have arrays of one shape and share compiled programs; the last entries are zeros that no batch asks for.
 
     Attributes:
       items: [n] int32, the flat array of histories.
@@ -51,8 +60,6 @@ class Batch(NamedTuple):
 
 def make_resident(interactions, windows):
     """Gather what a phase needs on the device (numpy arrays; the caller places them)."""
-    counts = windows.counts
-    user = np.searchsorted(interactions.offsets, windows.start, side="right") - 1
     unit = 1 << max(0, len(windows).bit_length() - 4)
 
     def padded(array):
@@ -63,9 +70,90 @@ def make_resident(interactions, windows):
         start=padded(windows.start),
         length=padded(windows.length),
         first=padded(windows.first),
-        instance=padded(np.cumsum(counts) - counts),
-        user_start=padded(interactions.offsets[user]),
+        instance=padded(_instances(windows)),
+        user_start=padded(_user_starts(interactions, windows)),
     )
+
+
+def place_histories(where, interactions, windows, placement, most_before=0):
+    """Say where the histories of a phase lie.
+
+    Args:
+      where: ``data.histories``, "device", "host" or "auto".
+      interactions: Interactions.
+      windows: Windows.
+      placement: Placement.
+      most_before: length of the longest history before a target where batches are asked for whole histories, 0 elsewhere.
+
+    Returns:
+      DeviceHistories or HostHistories.
+    """
+    if where == "auto":
+        memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit") or machine_memory()
+        on_host = processes.as_first(np.array(interactions.items.nbytes > memory // _MEMORY_SHARE))
+        where = "host" if on_host else "device"
+    if where == "device":
+        return DeviceHistories(interactions, windows, placement)
+    return HostHistories(interactions, windows, placement, most_before)
+
+
+class DeviceHistories:
+    """All histories and windows on the device, for all chunks."""
+
+    def __init__(self, interactions, windows, placement):
+        """Put them there."""
+        self._placement = placement
+        self._resident = placement.put(make_resident(interactions, windows))
+
+    def of(self, window_ids, length):
+        """Return what ``cut_batch`` takes for the windows [..., R], -1 for no row: (Resident, ids) on the device."""
+        return self._resident, self._placement.put_rows(window_ids)
+
+
+class HostHistories:
+    """Histories that stay where they are, perhaps in a mapped file; only what a chunk reads goes to the device, with it.
+
+    Batches are the same as with ``DeviceHistories`` but for ``end`` and ``begin``, which are indices into what goes there.
+    """
+
+    def __init__(self, interactions, windows, placement, most_before):
+        """Plan; see ``place_histories``. Where ``most_before`` is 0, ``Batch.begin`` is where the window begins."""
+        self._items, self._windows, self._placement = interactions.items, windows, placement
+        self._most_before = most_before
+        self._instance, self._user_start = _instances(windows), _user_starts(interactions, windows)
+
+    def of(self, window_ids, length):
+        """Do as ``DeviceHistories.of`` does; length is that of a row, padding included."""
+        windows, width = window_ids.ravel(), max(length, self._most_before) + 1
+        real = windows >= 0
+        chosen = np.maximum(windows, 0)
+        start, count = self._windows.start[chosen].astype(np.int64), self._windows.length[chosen]
+        begin = self._user_start[chosen].astype(np.int64) if self._most_before else start
+        index = begin[:, None] + np.arange(width)
+        inside = real[:, None] & (index <= (start + count)[:, None])
+        row = width * np.arange(len(windows), dtype=np.int32)
+        resident = Resident(
+            items=self._items[np.where(inside, index, 0)].ravel() * inside.ravel(),
+            start=row + (start - begin).astype(np.int32),
+            length=count,
+            first=self._windows.first[chosen],
+            instance=self._instance[chosen],
+            user_start=row,
+        )
+        ids = np.where(real, np.arange(len(windows), dtype=np.int32), -1).reshape(window_ids.shape)
+        return self._placement.put(resident), self._placement.put_rows(ids)
+
+
+def _instances(windows):
+    """Return the number of each window's first target among all targets, [W] int32."""
+    counts = windows.counts
+    return (np.cumsum(counts, dtype=np.int64) - counts).astype(np.int32)
+
+
+def _user_starts(interactions, windows):
+    """Return where the history that each window is cut from begins, [W] int32."""
+    user = np.searchsorted(interactions.offsets, windows.start, side="right") - 1
+    return interactions.offsets[user].astype(np.int32)
 
 
 def cut_batch(resident, window_ids, length, num_slots):

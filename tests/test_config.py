@@ -125,6 +125,7 @@ OUTSIDE = {
     "data.user_fraction": (0, -0.1, 1.1),
     "data.max_length": (1,),
     "data.window_stride": (-1, 51),
+    "data.histories": ("memory", True),
     "data.modalities": (["text"], ["text-a", "text-b"], ["item-x"], ["num-x"], [7], ["text-../x"]),
     "data.columns.user_id": ("", " ", 3),
     "data.columns.item_id": ("", None),

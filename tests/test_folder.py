@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from configs import default
-from kdsr_jax.data import load_dataset
+from kdsr_jax.data import load_dataset, spill
 from kdsr_jax.data.sources import codes, folder, tables
 from kdsr_jax.errors import UserError
 
@@ -271,7 +271,7 @@ def test_a_log_in_many_small_batches_and_on_disk_is_the_same_log(tmp_path, monke
     whole = folder.load_log(write_log(tmp_path, "user_id,item_id,timestamp\n" + text))
     monkeypatch.setattr(tables, "_BLOCK_BYTES", 200)
     monkeypatch.setattr(codes, "_MERGED_ROWS", 64)
-    monkeypatch.setattr(codes, "machine_memory", lambda: 16 * 700)  # bytes of a column in memory
+    monkeypatch.setattr(spill, "machine_memory", lambda: 16 * 700)  # bytes of a column in memory
     monkeypatch.setenv("KDSR_CACHE", str(tmp_path / "cache"))
     parts = folder.load_log(tmp_path)
     assert isinstance(parts.user_codes, np.memmap) and isinstance(parts.timestamps, np.memmap)
@@ -283,7 +283,7 @@ def test_a_log_in_many_small_batches_and_on_disk_is_the_same_log(tmp_path, monke
 
 def test_a_log_that_fits_neither_memory_nor_disk_is_one_line(disk, fill_up, tmp_path, monkeypatch):
     write_log(tmp_path, "user_id,item_id\n" + "".join(f"u{n % 9},i{n}\n" for n in range(200_000)))
-    monkeypatch.setattr(codes, "machine_memory", lambda: 0)
+    monkeypatch.setattr(spill, "machine_memory", lambda: 0)
     monkeypatch.setenv("KDSR_CACHE", str(disk / "cache"))
     fill_up(100_000)
     with pytest.raises(UserError, match="cache: the log is larger .* \\(No space left on device\\); KDSR_CACHE names"):

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from kdsr_jax.data import interactions as module
 from kdsr_jax.data.features import Features
-from kdsr_jax.data.interactions import RawLog, build_interactions, sample_users, statistics, train_lengths
+from kdsr_jax.data.interactions import (
+    RawLog,
+    build_interactions,
+    in_train_part,
+    item_counts,
+    sample_users,
+    statistics,
+    train_counts,
+    train_lengths,
+)
 from kdsr_jax.errors import UserError
 
 
@@ -113,12 +122,47 @@ def test_blocks_of_any_size_give_what_sorting_the_whole_log_gives(monkeypatch, c
     )
 
 
-def test_more_interactions_than_the_machine_has_memory_for_are_refused(monkeypatch):
-    monkeypatch.setattr(module, "machine_memory", lambda: 2**30 + 12 * 9 - 1)
+@pytest.mark.parametrize("block", [1, 7, 2**22])
+def test_where_memory_is_short_histories_lie_in_mapped_files_and_are_the_same(block, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    pairs = [
+        (f"u{user}", f"i{item}") for user, item in zip(rng.integers(0, 30, 400), rng.zipf(1.4, 400) % 25, strict=True)
+    ]
+    log = make_log(pairs, rng.integers(0, 90, 400).tolist())
+    expected = build_interactions(log, 3)
+    monkeypatch.setenv("KDSR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("KDSR_MEMORY", "1000")
+    monkeypatch.setattr(module, "_BLOCK", block)
+    found = build_interactions(log, 3)
+    assert isinstance(found.items, np.memmap) and isinstance(found.timestamps, np.memmap)
+    for name in ("items", "offsets", "user_ids", "item_ids", "timestamps"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    np.testing.assert_array_equal(item_counts(found), np.bincount(expected.items, minlength=len(expected.item_ids)))
+    trained = expected.items[in_train_part(expected)]
+    np.testing.assert_array_equal(train_counts(found), np.bincount(trained, minlength=len(expected.item_ids)))
+    assert list((tmp_path / "cache").iterdir()) == []  # the files have no names
+
+
+def test_histories_that_fit_neither_memory_nor_disk_are_one_line(disk, fill_up, monkeypatch):
+    log = make_log([(f"u{n % 50}", f"i{n % 1999}") for n in range(100_000)])
+    monkeypatch.setenv("KDSR_CACHE", str(disk / "cache"))
+    monkeypatch.setenv("KDSR_MEMORY", "1000")
+    fill_up(100_000)
+    with pytest.raises(UserError, match="cache: the log is larger .* \\(No space left on device\\); KDSR_CACHE names"):
+        build_interactions(log, 1)
+
+
+def test_more_interactions_than_32_bits_number_are_refused(monkeypatch):
+    monkeypatch.setattr(module, "_MOST", 8)
     log = make_log([(user, item) for user in "uvx" for item in "pqt"])
-    with pytest.raises(UserError, match="the 3-core of the log has 9 interactions, which need 1,073,741,932 bytes"):
+    with pytest.raises(UserError, match="^the 3-core of the log has 9 interactions, more than 8$"):
         build_interactions(log, 3)
-    assert len(build_interactions(make_log([("u", item) for item in "pqt"]), 1).items) == 3
+
+
+def test_memory_that_is_no_number_is_one_line(monkeypatch):
+    monkeypatch.setenv("KDSR_MEMORY", "24G")
+    with pytest.raises(UserError, match="^KDSR_MEMORY=24G: give a number of bytes$"):
+        build_interactions(make_log([("u", item) for item in "pqt"]), 1)
 
 
 @pytest.mark.parametrize(("length", "train"), [(3, 2), (4, 3), (5, 4), (9, 8), (10, 8), (14, 12), (15, 12), (100, 80)])

@@ -185,13 +185,14 @@ from kdsr_jax.phase import PhaseRunner
 losses.CHUNK_BYTES = 1
 run = train.prepare(cli.parse(sys.argv[1:]).config)
 runner = PhaseRunner(run, train.refit_phase(run, None), None)
-state, ids = runner.new_state(), runner.batches.chunk(0)
-given = state, runner._resident, run.teachers, run.placement.put_rows(ids[1])
-print(runner.trainer.run_chunk.lower(*given, length=ids[0], warmup=False).compile().as_text())
+state, (length, ids) = runner.new_state(), runner.batches.chunk(0)
+resident, ids = runner.histories.of(ids, length)
+given = state, resident, run.teachers, ids
+print(runner.trainer.run_chunk.lower(*given, length=length, warmup=False).compile().as_text())
 evaluator, variables = runner.evaluator, {"params": state.params, "frozen": state.frozen}
 length, ids = evaluator._batches.chunk(0)
 candidates = evaluator._candidates(variables)
-given = variables, candidates, evaluator._resident, run.placement.put_rows(ids)
+given = variables, candidates, *evaluator._histories.of(ids, length)
 print(evaluator._rank_batch.lower(*given, length=length).compile().as_text())
 print(run.student.num_items)
 """

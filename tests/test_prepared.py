@@ -304,6 +304,17 @@ def test_what_reads_back_differently_is_not_kept(cache, caplog, monkeypatch):
     assert "cannot be kept" in caplog.records[-1].getMessage() and not folders(cache)
 
 
+def test_where_memory_is_short_it_is_read_back_into_mapped_files(cache, monkeypatch):
+    shop = Shop()
+    expected = shop.load()[0]
+    shutil.rmtree(cache)
+    monkeypatch.setenv("KDSR_MEMORY", "400000")
+    assert_same(shop.load()[0], expected)
+    found = shop.load()[0]
+    assert_same(found, expected)
+    assert isinstance(found.items, np.memmap) and shop.reads == 2
+
+
 def test_what_would_not_fit_the_memory_is_not_kept(cache, caplog, monkeypatch):
     shop = Shop()
     monkeypatch.setattr(prepared, "machine_memory", lambda: 1000)

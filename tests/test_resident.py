@@ -1,13 +1,25 @@
-"""Batches cut on the device: a worked example, empty rows, and every window of a small log against plain loops."""
+"""Batches cut on the device: a worked example, empty rows, and every window of a small log against plain loops.
+
+Histories that stay on the host give the same batches.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kdsr_jax import resident as module
 from kdsr_jax.data.interactions import Interactions
 from kdsr_jax.data.sequences import Windows, evaluation_windows, train_windows
-from kdsr_jax.resident import at_slots, cut_batch, make_resident
+from kdsr_jax.mesh import Placement
+from kdsr_jax.resident import (
+    DeviceHistories,
+    HostHistories,
+    at_slots,
+    cut_batch,
+    make_resident,
+    place_histories,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -102,3 +114,48 @@ def test_every_target_of_a_log_with_its_history(kind):
             assert batch.begin[slot] == log.offsets[user] <= start
             seen.append(int(instance))
     assert sorted(seen) == list(range(windows.num_targets))
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluation", "prefixes"])
+def test_histories_on_the_host_give_the_same_batches(kind):
+    log = interactions([2, 9, 3, 14, 1, 6])
+    if kind == "evaluation":
+        windows = evaluation_windows(log.offsets, np.maximum(log.lengths // 2, 1), log.lengths, max_length=5)
+    else:
+        windows = train_windows(log.offsets, log.lengths, 5, stride=2, prefixes=kind == "prefixes")
+    given, longest = (log, windows, Placement()), int(log.lengths.max()) - 1
+    whole = DeviceHistories(*given)
+    ids = np.random.default_rng(1).permutation(np.append(np.arange(len(windows)), [-1] * (-len(windows) % 4)))
+    for few in np.split(ids.astype(np.int32), len(ids) // 4):
+        expected = cut(*_first(whole.of(few[None], 5)), length=5, num_slots=20)
+        for most_before in (0, longest):
+            resident, own_ids = HostHistories(*given, most_before).of(few[None], 5)
+            assert resident.items.shape == (4 * (max(5, most_before) + 1),)
+            batch = cut(resident, own_ids[0], length=5, num_slots=20)
+            for name in ("history", "slots", "targets", "mask", "instance"):
+                np.testing.assert_array_equal(getattr(batch, name), getattr(expected, name), name)
+        for slot in np.flatnonzero(expected.mask):  # with whole histories, all that comes before a target
+            own = resident.items[batch.begin[slot] : batch.end[slot]]
+            np.testing.assert_array_equal(own, log.items[expected.begin[slot] : expected.end[slot]])
+
+
+def _first(given):
+    return given[0], given[1][0]
+
+
+def test_ids_of_several_steps_and_seeds_keep_their_shape(worked):
+    log = interactions([4, 5])
+    windows = Windows(*(np.array(a, np.int32) for a in ([0, 4, 6], [3, 2, 2], [0, 1, 0])))
+    ids = np.array([[[0, -1], [2, 1]], [[1, 1], [-1, -1]]], np.int32)
+    resident, own = HostHistories(log, windows, Placement(), 0).of(ids, 4)
+    np.testing.assert_array_equal(own, [[[0, -1], [2, 3]], [[4, 5], [-1, -1]]])
+    assert resident.items.shape == (8 * 5,) and not resident.items[5:10].any()
+
+
+def test_histories_are_on_the_device_where_they_take_no_large_share_of_its_memory(monkeypatch):
+    log = interactions([2, 9, 3])
+    windows = train_windows(log.offsets, log.lengths, 5, stride=2)
+    for memory, kind in ((8 * log.items.nbytes, DeviceHistories), (8 * log.items.nbytes - 1, HostHistories)):
+        monkeypatch.setattr(module, "machine_memory", lambda memory=memory: memory)
+        assert type(place_histories("auto", log, windows, Placement())) is kind
+    assert type(place_histories("device", log, windows, Placement())) is DeviceHistories

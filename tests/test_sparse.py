@@ -14,7 +14,7 @@ from kdsr_jax.mesh import TABLE
 from kdsr_jax.objective import Objective
 from kdsr_jax.optim import make_optimizer, path_name
 from kdsr_jax.phase import PhaseRunner
-from kdsr_jax.resident import Resident, cut_batch
+from kdsr_jax.resident import cut_batch
 from kdsr_jax.train_step import Trainer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -40,7 +40,7 @@ def pairs(dense, other):
 def touched_by(runner, ids):
     """Whether the histories, targets and drawn items of the first step hold each row [N + 1]."""
     trainer = runner.trainer
-    batch = cut_batch(runner._resident, jnp.asarray(ids), 4, trainer.num_slots)
+    batch = cut_batch(*runner.histories.of(ids, 4), 4, trainer.num_slots)
     drawn = trainer.objective.draw_items(runner.new_state().key)
     return np.isin(np.arange(NUM_ITEMS + 1), np.concatenate([batch.history.ravel(), batch.targets, drawn]))
 
@@ -53,8 +53,8 @@ def few_rows(runner):
 
 
 def one_step(runner, state, ids):
-    trainer = runner.trainer
-    return trainer.run_chunk(state, runner._resident, runner.run.teachers, runner.run.placement.put_rows(ids), length=4)
+    resident, ids = runner.histories.of(ids, 4)
+    return runner.trainer.run_chunk(state, resident, runner.run.teachers, ids, length=4)
 
 
 def copied(state):
@@ -126,10 +126,11 @@ def test_the_dense_step_is_plain_adam_of_the_whole_tables_to_the_bit(tiny):
     runner = runner_of(tiny)
     trainer, ids = runner.trainer, runner.batches.chunk(0)[1][:1]
     assert not trainer.sparse_tables
+    resident, _ = runner.histories.of(ids, 4)
 
     @jax.jit
     def plain(state, teachers):
-        batch = cut_batch(runner._resident, jnp.asarray(ids[0]), 4, trainer.num_slots)
+        batch = cut_batch(resident, jnp.asarray(ids[0]), 4, trainer.num_slots)
         loss = jax.grad(trainer.objective, has_aux=True)
         gradient, _ = loss(state.params, state.frozen, teachers, batch, state.key)
         updates, opt_state = trainer.optimizer.update(gradient, state.opt_state, state.params)
@@ -166,7 +167,8 @@ def compiled_chunk(tiny, num_items, sparse_tables):
         lambda a: shape((num_items + 1, *a.shape[1:]) if a.shape[0] == NUM_ITEMS + 1 else a.shape, a.dtype),
         runner.run.teachers,
     )
-    resident = Resident(*(shape(a.shape, a.dtype) for a in runner._resident))
+    resident, _ = runner.histories.of(few_rows(runner), 4)
+    resident = jax.tree.map(lambda a: shape(a.shape, a.dtype), resident)
     return trainer.run_chunk.lower(state, resident, teachers, shape((2, 29), jnp.int32), length=4).compile()
 
 

@@ -123,6 +123,7 @@ def test_another_seed_is_the_same_program(configs):
     texts = []
     for runner in runners:
         length, ids = runner.batches.chunk(0)
-        arguments = runner.new_state(), runner._resident, runner.run.teachers, runner.run.placement.put_rows(ids)
+        resident, ids = runner.histories.of(ids, length)
+        arguments = runner.new_state(), resident, runner.run.teachers, ids
         texts.append(runner.trainer.run_chunk.lower(*arguments, length=length).as_text())
     assert texts[0] == texts[1]

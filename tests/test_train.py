@@ -441,6 +441,22 @@ def test_a_compiled_chunk_needs_nothing_from_the_host(tiny):
         jax.block_until_ready(runner.train_chunk(state, same))
 
 
+@pytest.mark.parametrize("words", [(), ("eval.filter_seen=true", "model.name=srgnn", "distill.enabled=false")])
+def test_histories_that_stay_on_the_host_train_and_rank_to_the_same_bits(tiny, words):
+    states, ranks = [], []
+    for where in ("device", "host"):
+        run = train.prepare(tiny(f"data.histories={where}", *words))
+        runner = PhaseRunner(run, train.refit_phase(run, 1), folder=None)
+        state, chunks = runner.new_state(), range(runner.batches.chunks_per_epoch)
+        for index in chunks:
+            state, _ = runner.train_chunk(state, index)
+        states.append(jax.device_get(state))
+        ranks.append(runner.evaluate(state)[1])
+        assert runner._gradient_norms(state).keys() or not run.student.modalities
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    np.testing.assert_array_equal(*ranks)
+
+
 def test_more_pairs_than_can_be_drawn_from_are_one_line(tiny, monkeypatch):
     monkeypatch.setattr("kdsr_jax.phase.MOST_PAIRS", 8)
     run = train.prepare(tiny())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kdsr_jax.data.spill import machine_memory
 from kdsr_jax.errors import UserError
 
 # A stored entry is as long as what it holds; deflate makes nothing longer than 1032 times what it reads.
@@ -105,8 +106,3 @@ def _check_characters(flat: np.ndarray, where: str) -> None:
     first, last = _SURROGATES
     if ((codes > _MOST_CHARACTER) | ((codes >= first) & (codes <= last))).any():
         raise UserError(f"{where} holds broken characters")
-
-
-def machine_memory() -> int:
-    """Return the machine's memory in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from kdsr_jax.data.arrays import machine_memory
 from kdsr_jax.data.features import Features
+from kdsr_jax.data.spill import empty
 from kdsr_jax.errors import UserError
 
 _logger = logging.getLogger("kdsr_jax")
@@ -16,6 +16,7 @@ _logger = logging.getLogger("kdsr_jax")
 # A train part needs two items: one to read and one to predict.
 _MIN_TRAIN_ITEMS = 2
 _BLOCK = 2**22  # interactions that are looked at together
+_MOST = 2**31 - 1  # interactions: windows number them in 32 bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,8 @@ class RawLog:
 @dataclasses.dataclass(frozen=True)
 class Interactions:
     """Every history in one flat array; user u owns `items[offsets[u] : offsets[u + 1]]`.
+
+    `items` and `timestamps` are mapped files where memory is short, so what reads all of them does so block by block.
 
     Attributes:
         items: [n] int32, item indices 1..N, user after user, each user's oldest first (0 is kept for padding).
@@ -93,7 +96,8 @@ def build_interactions(log: RawLog, k_core: int) -> Interactions:
 
     Paper §4 (data sets "after preprocessing", 5-core). Equal timestamps keep the order of the log. Interactions that
     occur twice are kept and counted in a warning. The log is passed over in blocks and never copied: besides it there are
-    12 bytes an interaction of the core (4 without times), counters of users and items, and what one block needs.
+    12 bytes an interaction of the core (4 without times), in mapped files where memory is short, counters of users and
+    items, and what one block needs.
 
     Args:
         log: the raw log.
@@ -103,7 +107,8 @@ def build_interactions(log: RawLog, k_core: int) -> Interactions:
         The interactions, users and items each numbered in lexicographic order of their raw ids.
 
     Raises:
-        UserError: the log is empty, nothing is left of it, or a user is too short to leave one training pair.
+        UserError: the log is empty, nothing is left of it, too much is, a user is too short to leave one training pair, or
+            there is room for it neither in memory nor on the disk.
     """
     if len(log.user_codes) == 0:
         raise UserError("the log is empty: it has no interactions")
@@ -118,7 +123,8 @@ def build_interactions(log: RawLog, k_core: int) -> Interactions:
     lengths = np.zeros(len(user_ids), np.int64)
     lengths[user_numbers[user_numbers >= 0]] = user_counts[user_numbers >= 0]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    _require_memory(int(offsets[-1]), k_core)
+    if offsets[-1] > _MOST:
+        raise UserError(f"the {k_core}-core of the log has {offsets[-1]:,} interactions, more than {_MOST:,}")
     items, timestamps = _group_by_user(log, user_numbers, item_numbers, offsets)
     repeated = _sort_in_time(items, timestamps, offsets)
     if repeated:
@@ -183,8 +189,19 @@ def in_train_part(interactions: Interactions) -> np.ndarray:
 
 def train_counts(interactions: Interactions) -> np.ndarray:
     """Return how often each item stands in a train part, [N + 1] int64."""
-    trained = interactions.items[in_train_part(interactions)]
-    return np.bincount(trained, minlength=interactions.num_items + 1)
+    return item_counts(interactions, train_lengths(interactions.lengths))
+
+
+def item_counts(interactions: Interactions, most: np.ndarray | None = None) -> np.ndarray:
+    """Return how often each item stands among the first `most` [U] items of each history, or in all, [N + 1] int64."""
+    lengths, counts = interactions.lengths, np.zeros(interactions.num_items + 1, np.int64)
+    for users, rows in _users_and_rows(interactions.offsets):
+        items = interactions.items[rows]
+        if most is not None:
+            ends = interactions.offsets[users] - rows.start + most[users]
+            items = items[np.arange(len(items)) < np.repeat(ends, lengths[users])]
+        counts += np.bincount(items, minlength=len(counts))
+    return counts
 
 
 def statistics(interactions: Interactions, features: Mapping[str, Features]) -> dict:
@@ -247,22 +264,12 @@ def _number(counts: np.ndarray, names: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return numbers, ids.astype(f"U{np.strings.str_len(ids).max()}")  # no wider than the longest name that is left
 
 
-def _require_memory(count: int, k_core: int) -> None:
-    """Raise where so many interactions do not fit the memory."""
-    needed = 12 * count + 2**30  # an item and a time each, and a block
-    if needed > machine_memory():
-        raise UserError(
-            f"the {k_core}-core of the log has {count:,} interactions, which need {needed:,} bytes, more than this "
-            "machine has; raise --config.data.k_core"
-        )
-
-
 def _group_by_user(
     log: RawLog, user_numbers: np.ndarray, item_numbers: np.ndarray, offsets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return items (from 1) and times of the rows that are kept, user after user, each in the order of the log."""
-    items, place = np.empty(offsets[-1], np.int32), offsets[:-1].copy()
-    times = None if log.timestamps is None else np.empty(offsets[-1], log.timestamps.dtype)
+    items, place = empty(offsets[-1], np.int32), offsets[:-1].copy()
+    times = None if log.timestamps is None else empty(offsets[-1], log.timestamps.dtype)
     for user_codes, item_codes, stamps in _blocks(log):
         users, taken = user_numbers[user_codes], item_numbers[item_codes]
         order = np.flatnonzero((users >= 0) & (taken >= 0))
@@ -280,11 +287,9 @@ def _group_by_user(
 
 def _sort_in_time(items: np.ndarray, times: np.ndarray | None, offsets: np.ndarray) -> int:
     """Sort each user's items by time, in place, equal times as they are; return how many repeat item and time of another."""
-    repeated, begin, num_users = 0, 0, len(offsets) - 1
-    while begin < num_users:  # as many users as a block holds, at least one
-        end = max(begin + 1, int(np.searchsorted(offsets, offsets[begin] + _BLOCK, side="right")) - 1)
-        rows = slice(offsets[begin], offsets[end])
-        owners = np.repeat(np.arange(end - begin), np.diff(offsets[begin : end + 1]))
+    repeated = 0
+    for users, rows in _users_and_rows(offsets):
+        owners = np.repeat(np.arange(users.stop - users.start), np.diff(offsets[users.start : users.stop + 1]))
         differ = np.diff(owners) > 0
         if times is not None:
             stamps = times[rows]
@@ -295,8 +300,16 @@ def _sort_in_time(items: np.ndarray, times: np.ndarray | None, offsets: np.ndarr
         moment = np.concatenate([[0], np.cumsum(differ)])  # one number a user and time
         keys = np.sort(moment * (2**31) + items[rows])
         repeated += int((keys[1:] == keys[:-1]).sum())
-        begin = end
     return repeated
+
+
+def _users_and_rows(offsets: np.ndarray) -> Iterator[tuple[slice, slice]]:
+    """Yield users and their interactions, of as many users as a block holds, at least one, after the other."""
+    begin, num_users = 0, len(offsets) - 1
+    while begin < num_users:
+        end = max(begin + 1, int(np.searchsorted(offsets, offsets[begin] + _BLOCK, side="right")) - 1)
+        yield slice(begin, end), slice(int(offsets[begin]), int(offsets[end]))
+        begin = end
 
 
 def _require_training_pairs(interactions: Interactions) -> None:

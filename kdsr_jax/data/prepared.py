@@ -18,15 +18,15 @@ import numpy as np
 
 from kdsr_jax.cache import cache_folder
 from kdsr_jax.data import shards
-from kdsr_jax.data.arrays import machine_memory
 from kdsr_jax.data.interactions import Interactions, build_interactions
 from kdsr_jax.data.sources.base import Source
+from kdsr_jax.data.spill import machine_memory
 
 _logger = logging.getLogger("kdsr_jax")
 
 FORMAT = 1  # goes up when the same source would be prepared differently
 _TEMPORARY = ".tmp-"
-_KEEPING = 100  # bytes of memory an interaction takes while it is written and read back, as docs/scale.md measured
+_COPIES = 2  # of an array that is no mapped file, for a moment, when it is read back
 
 
 def load_prepared(name: str, source: Source, k_core: int) -> tuple[Interactions, list[dict] | None]:
@@ -76,7 +76,8 @@ def _keep(place: Path, origin: str, interactions: Interactions, items: list[dict
     """Write prepared data beside its place, read it back, and move it there; leave it to another process that is at it."""
     from kdsr_jax.data import shard_writer
 
-    needed = _KEEPING * len(interactions.items)
+    arrays = interactions.user_ids, interactions.items, interactions.timestamps
+    needed = sum(_COPIES * a.nbytes for a in arrays if a is not None and not isinstance(a, np.memmap))
     if needed > machine_memory():
         raise OSError(f"writing them and reading them back takes {needed:,} bytes, more than this machine has")
     root = place.parent

@@ -15,6 +15,7 @@ from kdsr_jax.data.interactions import Interactions
 from kdsr_jax.data.shards import NAME, VERSION
 
 USERS_PER_SHARD = 250_000
+_USERS_AT_ONCE = 2**16  # that are Python objects
 
 
 def write(folder: Path, interactions: Interactions) -> None:
@@ -46,10 +47,12 @@ def write(folder: Path, interactions: Interactions) -> None:
 
 def _records(interactions: Interactions, columns: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
     """Yield every user's record; columns are cut by the offsets of the interactions."""
-    offsets = interactions.offsets.tolist()
-    for user, user_id in enumerate(interactions.user_ids.tolist()):
-        rows = slice(offsets[user], offsets[user + 1])
-        yield {"user_id": user_id, **{name: values[rows] for name, values in columns.items()}}
+    for begin in range(0, interactions.num_users, _USERS_AT_ONCE):
+        users = slice(begin, begin + _USERS_AT_ONCE)
+        ends, start = interactions.offsets[1:][users].tolist(), int(interactions.offsets[begin])
+        for user_id, end in zip(interactions.user_ids[users].tolist(), ends, strict=True):
+            yield {"user_id": user_id, **{name: values[start:end] for name, values in columns.items()}}
+            start = end
 
 
 def _array(values: np.ndarray) -> tfds.features.Tensor:

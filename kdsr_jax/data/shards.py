@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from kdsr_jax.data.interactions import Interactions
+from kdsr_jax.data.spill import Numbers
 
 NAME, VERSION = "kdsr_histories", "1.0.0"
 _ITEMS, _MANIFEST = "items.json", "manifest.json"
@@ -59,13 +60,19 @@ def read(folder: Path) -> tuple[Interactions, list[dict] | None]:
         maps, place = json.loads((folder / _ITEMS).read_text()), folder / NAME / VERSION
         kinds = json.loads((place / "features.json").read_text())["featuresDict"]["features"]
         columns = {name: kind["tensor"]["dtype"] for name, kind in kinds.items() if "tensor" in kind}
+        numbers, sizes, user_ids = {name: Numbers() for name in columns}, [], []
         # Records as objects are many times as large as what they hold: no more than one shard's are there at a time.
-        parts = [_read_shard(shard, columns) for shard in sorted(place.glob("*.array_record-*"))]
-        whole = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
+        for shard in sorted(place.glob("*.array_record-*")):
+            part = _read_shard(shard, columns)
+            sizes.append(part.pop("sizes"))
+            user_ids.append(part.pop("user_id"))
+            for name, values in part.items():
+                numbers[name].append(values)
+        whole = {name: numbers[name].array(np.dtype(kind)) for name, kind in columns.items()}
         interactions = Interactions(
             items=whole["items"],
-            offsets=np.concatenate([[0], np.cumsum(whole["sizes"])]).astype(np.int64),
-            user_ids=whole["user_id"],
+            offsets=np.concatenate([[0], np.cumsum(np.concatenate(sizes))]).astype(np.int64),
+            user_ids=np.concatenate(user_ids),
             item_ids=np.array(maps["item_ids"]),
             timestamps=whole.get("timestamps"),
         )

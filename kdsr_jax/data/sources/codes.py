@@ -1,25 +1,20 @@
 """Columns of a log as numbers, gathered batch after batch: ids as codes, times; within bounded memory.
 
-A row takes 4 bytes a column of ids and 8 of times, in memory or, where that would be a large share of it, in an unnamed
-temporary file that is mapped. Besides, every different id is in memory, and one batch of texts.
+A row takes 4 bytes a column of ids and 8 of times (``spill.Numbers``). Besides, every different id is in memory, and one
+batch of texts.
 """
-
-import contextlib
-import tempfile
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kdsr_jax.cache import cache_folder
-from kdsr_jax.data.arrays import machine_memory
+from kdsr_jax.data.spill import Numbers
 from kdsr_jax.errors import UserError
 
 ID_TYPE = pa.dictionary(pa.int32(), pa.string())
 _MERGED_ROWS = 2**23  # rows whose dictionaries are merged at once: each time, all ids so far are hashed again
 _CONVERTED = 2**20  # ids that are Python objects at once
 _MOST_CHARACTERS = 2**29  # of all ids of one column, each as long as the longest; 2 GB
-_MEMORY_SHARE = 16  # a column lies in memory up to a sixteenth of it
 
 
 class BadValue(Exception):
@@ -32,48 +27,6 @@ class BadValue(Exception):
     def __init__(self, row: int, what: str) -> None:
         super().__init__(what)
         self.row = row
-
-
-class Numbers:
-    """Numbers of one width, appended piece after piece."""
-
-    def __init__(self) -> None:
-        self._pieces, self._bytes, self._file = [], 0, None
-
-    def append(self, piece: np.ndarray) -> None:
-        """Append an array.
-
-        Raises:
-            UserError: the temporary file cannot be written.
-        """
-        try:
-            if self._file is None and self._bytes + piece.nbytes > machine_memory() // _MEMORY_SHARE:
-                cache_folder().mkdir(parents=True, exist_ok=True)
-                self._file = tempfile.TemporaryFile(dir=cache_folder())  # noqa: SIM115 - it goes with the last map of it
-                for earlier in self._pieces:
-                    self._file.write(earlier)
-                self._pieces = []
-            if self._file is None:
-                self._pieces.append(piece)
-            else:
-                self._file.write(np.ascontiguousarray(piece))
-        except OSError as error:
-            with contextlib.suppress(OSError, AttributeError):
-                self._file.close()
-            raise UserError(
-                f"{cache_folder()}: the log is larger than the memory for it, and cannot be kept there ({error.strerror}); "
-                "KDSR_CACHE names a folder with room"
-            ) from None
-        self._bytes += piece.nbytes
-
-    def array(self, kind: type) -> np.ndarray:
-        """Return all of them as one array, which may be a mapped file; nothing can be appended any more."""
-        if self._file is not None:
-            with self._file as file:
-                file.flush()
-                return np.memmap(file, kind, "r+")
-        pieces, self._pieces = self._pieces, []
-        return np.concatenate(pieces).view(kind) if pieces else np.zeros(0, kind)
 
 
 class Ids:

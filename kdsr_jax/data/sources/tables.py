@@ -11,9 +11,9 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from kdsr_jax.cache import cache_folder
-from kdsr_jax.data.arrays import machine_memory
 from kdsr_jax.data.sources.archives import GZIP_ERRORS, open_file
 from kdsr_jax.data.sources.codes import ID_TYPE
+from kdsr_jax.data.spill import machine_memory
 from kdsr_jax.errors import UserError
 
 ID_COLUMNS = ("user_id", "item_id")
