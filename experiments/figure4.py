@@ -36,24 +36,38 @@ def _settings():
 
 
 def table(rows):
-    """Return the markdown of all runs."""
-    return tables.metrics_table(rows)
+    """Return the markdown of all runs, after what the numbers in the figure stand for."""
+    keys = [
+        f"{dataset}, {modality}: {numbered}"
+        for dataset in datasets_of(rows)
+        for modality in ENCODERS
+        if (
+            numbered := ", ".join(
+                f"{number} {name}" for number, name in enumerate(_present(rows, dataset, modality), 1)
+            )
+        )
+    ]
+    notes = f"The figure numbers encoders, smallest first: {'; '.join(keys)}.\n\n" if keys else ""
+    return notes + tables.metrics_table(rows)
 
 
 def figure(rows):
     """Return one ``<svg>`` with a row of charts for each dataset and modality: metric by encoder, a line for each width."""
     drawn = []
     for dataset in datasets_of(rows):
-        for modality, encoders in ENCODERS.items():
-            present = [name for name in (*encoders, PLANTED) if _points(rows, dataset, modality, [name], METRICS[0])]
-            numbered = ", ".join(f"{number} {name}" for number, name in enumerate(present, 1))
-            charts = []
+        for modality in ENCODERS:
+            present, charts = _present(rows, dataset, modality), []
             for metric in METRICS if present else ():
                 series = _points(rows, dataset, modality, present, metric)
-                labels = "encoder, smallest first", f"{metric} on test, percent"
-                charts.append(line_chart(f"{dataset}, {modality}: {numbered}", series, *labels))
+                labels = "encoder, by its number in the table", f"{metric} on test, percent"
+                charts.append(line_chart(f"{dataset}, {modality}", series, *labels))
             drawn.append(charts)
     return arrange(drawn, "Metrics by encoder and width of the embeddings")
+
+
+def _present(rows, dataset, modality):
+    """Return the encoders of a modality that have runs, smallest first."""
+    return [name for name in (*ENCODERS[modality], PLANTED) if _points(rows, dataset, modality, [name], METRICS[0])]
 
 
 def _points(rows, dataset, modality, encoders, metric):

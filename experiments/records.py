@@ -4,6 +4,7 @@ A row is an object with
   kind           "run"
   dataset, label, seed, variant, words    what was run (experiments/study.py)
   config         every field that can change a result, by dotted name
+  reference      name of the folder of the run whose item table it is measured against, "" without
   data_sha256    of the data, None where the study trains nothing
   validation, test, paper    metrics in percent, by name; see the protocols in the README; None where not run
   best_epoch, epochs, paper_epochs, train_seconds, eval_seconds, parameters, teacher    as in result.json
@@ -42,10 +43,10 @@ def train_together(jobs):
         jax.clear_caches()  # the next run compiles its own programs
 
 
-def make_row(study, job):
-    """Do a job, or go on with it, and return its row."""
+def make_row(study, job, again=False):
+    """Do a job, or go on with it, and return its row; again says that what is no training is not taken from its folder."""
     note = _note_commit(job)
-    result = read_json(job.workdir / "result.json")
+    result = None if again and not study.trains else read_json(job.workdir / "result.json")
     if result is None:
         result = study.work(job.config, job.workdir)
     if not study.trains:
@@ -53,7 +54,9 @@ def make_row(study, job):
         write_json(job.workdir / "result.json", result)
     saved = read_json(job.workdir / "config.json") or {}
     row = {"kind": "run", "dataset": job.dataset, "seed": job.seed, "config": relevant(job.config)} | own_words(job)
-    row |= {"data_sha256": saved.get("data_sha256")} | {name: result.get(name) for name in RESULT}
+    row |= {"reference": job.reference, "data_sha256": saved.get("data_sha256")} | {
+        name: result.get(name) for name in RESULT
+    }
     row["measures"] = {name: _measured(name, measure, job) for name, measure in study.measures.items()}
     row["measures"] |= measure_ranks(study, job.config, job.workdir / "ranks.npz")
     row["measures"] |= {} if study.trains else {study.name: result}

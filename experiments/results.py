@@ -13,6 +13,7 @@ import statistics
 
 from experiments import index, significance
 from experiments.records import measure_ranks, own_words, relevant
+from kdsr_jax.errors import UserError
 from kdsr_jax.files import replace_file
 from kdsr_jax.report.charts import write_svg
 from kdsr_jax.report.files import read_lines
@@ -39,10 +40,8 @@ class Store:
         return ordered(read_lines(self.file), self.study)
 
     def holds(self, job):
-        """Say whether a job's run stands in runs.jsonl, with the same config."""
-        return any(
-            _key(row) == _key(job) and same_config(row["config"], relevant(job.config)) for row in _runs(self.rows())
-        )
+        """Say whether a job's run stands in runs.jsonl, with the same config and reference."""
+        return any(_key(row) == _key(job) and _is_of(row, job) for row in _runs(self.rows()))
 
     def found_elsewhere(self, job):
         """Return the row of another study's runs.jsonl that a job's run stands in, or None; not where its folder has to be measured."""
@@ -51,7 +50,7 @@ class Store:
             return None
         for row in _runs(row for file in sorted(self.root.glob("*/runs.jsonl")) for row in read_lines(file)):
             same = (row["dataset"], row["seed"]) == (job.dataset, job.seed)
-            if same and (row["test"] or row["paper"]) and same_config(row["config"], relevant(job.config)):
+            if same and (row["test"] or row["paper"]) and _is_of(row, job):
                 return row
         return None
 
@@ -60,7 +59,18 @@ class Store:
         return row | {"measures": measure_ranks(self.study, job.config, self._ranks(job))} | own_words(job)
 
     def add(self, job, row):
-        """Put a run's row in the place of an older one, drop comparisons with that, and draw everything anew."""
+        """Put a run's row in the place of an older one, drop comparisons with that, and draw everything anew.
+
+        Raises:
+          UserError: the setting's other seeds ran on other data.
+        """
+        for other in _runs(self.rows()):
+            seeds = _key(other)[:2] == _key(row)[:2] and other["seed"] != row["seed"]
+            if seeds and other["data_sha256"] != row["data_sha256"]:
+                raise UserError(
+                    f"{self.file}: seed {other['seed']} of {row['label']} is of other data named {row['dataset']!r}; "
+                    "give another folder with --results"
+                )
 
         def replace(rows):
             kept = [r for r in rows if _key(r) != _key(row)]
@@ -159,6 +169,11 @@ def same_config(saved, current):
 
     saved = relevant(get_config()) | saved
     return all(saved[name] == value for name, value in current.items())
+
+
+def _is_of(row, job):
+    """Say whether a row's run is what a job would do."""
+    return row.get("reference", "") == job.reference and same_config(row["config"], relevant(job.config))
 
 
 def _runs(rows):

@@ -6,7 +6,7 @@
 Every run has a folder of its own below --folder, named by its config, so that studies share runs, and a study that was killed
 goes on where it was when the same command is given again. Finished runs become lines of RESULTS/<study>/runs.jsonl, from which
 table.md and figure.svg are drawn; what stands there already with the same config is not done again (--again goes to its folder once more: a finished run is
-read and measured again, one whose folder is gone is trained anew). --together trains the seeds of a setting side by side, for which a GPU often has room
+read again, one whose folder is gone is trained anew, and what is no training is done anew). --together trains the seeds of a setting side by side, for which a GPU often has room
 (``kdsr_jax.together``). A run that fails is listed at the end and spoils no other. Several processes or machines share a study by --shard=1/4, 2/4, ...
 """
 
@@ -110,6 +110,11 @@ class Job:
     config: object
     workdir: pathlib.Path
 
+    @property
+    def reference(self):
+        """Name of the folder of the run whose item table this one is measured against, "" without."""
+        return pathlib.Path(self.config.forgetting.reference_workdir).name
+
     def __str__(self):
         return f"{self.dataset}, {self.label}, seed {self.seed}"
 
@@ -206,7 +211,7 @@ def run(study, jobs, arguments):
         print(f"[{number + 1}/{len(todo)}] {study.name}: {job}, in {job.workdir}{left}", flush=True)
         try:
             known = None if arguments.again else store.found_elsewhere(job)
-            store.add(job, store.as_own(known, job) if known else records.make_row(study, job))
+            store.add(job, store.as_own(known, job) if known else records.make_row(study, job, arguments.again))
         except Exception as error:  # noqa: BLE001 - told at the end, and the other runs go on
             failed[str(job)] = f"{type(error).__name__}: {error}".splitlines()[0]
             print(f"failed: {failed[str(job)]}", flush=True)

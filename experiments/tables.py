@@ -47,6 +47,7 @@ def metrics_table(rows, metrics=METRICS, paper=None, extra=None):
         marked = {key for key, (row, p) in compared.items() if differs(row, p)}
         parts.append(f"## {dataset}")
         parts.append(_results(runs, metrics, (paper or {}).get(dataset, {}), extra or {}, marked))
+        parts.append(_unlike(runs))
         if compared:
             parts += [_comparisons(compared, metrics), _gain(runs, metrics, comparisons[0]["reference"])]
         parts.append(_provenance(runs))
@@ -105,6 +106,20 @@ def _results(runs, metrics, paper, extra, marked):
     columns["s training, both phases"] = seconds
     columns = {heading: cells for heading, cells in columns.items() if set(cells) != {NONE}}
     return markdown(list(columns), list(zip(*columns.values(), strict=True)))
+
+
+def _unlike(runs):
+    """Name the fields, the seed apart, in which runs of one setting differ, which are averaged all the same; "" for none."""
+    fields, settings = {}, {}
+    for run in runs:
+        settings.setdefault(run["label"], []).append(run["config"])
+    for label, configs in settings.items():
+        for name in sorted(set().union(*configs) - {"seed"}):
+            values = dict.fromkeys(str(config[name]) for config in configs if name in config)
+            if len(values) > 1:
+                fields.setdefault(label, []).append(f"{name} ({', '.join(values)})")
+    said = (f"{label} in {', '.join(names)}" for label, names in fields.items())
+    return f"**Runs of one setting differ** besides their seeds: {'; '.join(said)}." if fields else ""
 
 
 def _honest(settings, metric, marked):
@@ -168,18 +183,19 @@ def _gain(runs, metrics, reference):
     """Say what the reference gains over the best setting without distillation; "" where it cannot be said."""
     others = [run for run in runs if run["label"] != reference]
     plain = [run for run in others if run["validation"] and not run["config"].get("distill.enabled")]
-    ours = [mean_score([run for run in runs if run["label"] == reference], "test", metric) for metric in metrics]
-    if not plain or None in ours:
+    if not plain:
         return ""
     best = best_baseline(plain, plain[0]["dataset"], reference)
-    theirs = [mean_score([run for run in plain if run["label"] == best], "test", metric) for metric in metrics]
-    if not all(theirs):
+    by_seed = [{run["seed"]: run for run in runs if run["label"] == label} for label in (reference, best)]
+    seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
+    ours, theirs = ([mean_score([own[s] for s in seeds], "test", metric) for metric in metrics] for own in by_seed)
+    if None in ours or not all(theirs):
         return ""
     gain = f"{100 * average_gain(ours, theirs):+.1f}".replace("-", "−")
     return (
         f"Best baseline, a setting without distillation, by validation {SELECTED_BY}: {best}. Average relative gain of "
         f"{reference}: {gain} %, the mean over {', '.join(metrics)} of "
-        f"{reference} / {best} − 1."
+        f"{reference} / {best} − 1, on the seeds that both have ({_listed(seeds)})."
     )
 
 

@@ -192,8 +192,11 @@ def test_encoders_stand_by_size_with_a_line_for_each_width():
     rows = [make_row(f"text {name}, d={d}", d / 10 + len(name)) for name in ("mpnet", "wordllama") for d in (64, 128)]
     rows.append(make_row("text facets, d=16", 3.0, dataset="planted"))
     drawn = figure4.figure(rows)
-    assert chart_titles(drawn)[::2] == ["beauty, text: 1 wordllama, 2 mpnet", "planted, text: 1 facets"]
-    first = {"d=64, encoder, smallest first 1: 15.4", "d=128, encoder, smallest first 2: 17.8"}
+    assert chart_titles(drawn)[::2] == ["beauty, text", "planted, text"]
+    key = "numbers encoders, smallest first: beauty, text: 1 wordllama, 2 mpnet; planted, text: 1 facets."
+    assert key in figure4.table(rows) and "numbers" not in figure4.table([])
+    axis = "encoder, by its number in the table"
+    first = {f"d=64, {axis} 1: 15.4", f"d=128, {axis} 2: 17.8"}
     assert first < tooltips(drawn) and len(tooltips(drawn)) == 5
 
 

@@ -266,6 +266,34 @@ def test_a_setting_may_name_the_folder_of_one_before_it(work, run, tmp_path):
     assert seen[1].config.forgetting.reference_workdir == str(plain) and seen[1].workdir == pointed
 
 
+def test_a_run_against_another_reference_is_not_done(work, run, tmp_path):
+    def study(rate):
+        settings = {"ids": Setting("sasrec", (f"train.learning_rate={rate}",))}
+        return make_study(work, settings=settings | {"KDSR": Setting("", ("forgetting.reference_workdir={ids}",))})
+
+    assert run(study=study(0.1))[0] == 0 and len(work.calls) == 2
+    assert run(study=study(0.1))[0] == 0 and len(work.calls) == 2
+    assert run(study=study(0.2))[0] == 0 and len(work.calls) == 4
+    assert rows_of(tmp_path)[1]["reference"] == work.calls[2].name
+
+
+def test_seeds_of_a_setting_on_other_data_are_refused(work, run, tmp_path, monkeypatch):
+    assert run("--only=ids")[0] == 0
+    row = rows_of(tmp_path)[0] | {"data_sha256": "1"}
+    (tmp_path / "results" / "some" / "runs.jsonl").write_text(json.dumps(row) + "\n")
+    code, _, err = run("--only=ids", "--seeds=0,1")
+    assert code == 1 and "runs.jsonl: seed 0 of ids is of other data named 'planted'; give another folder" in err
+    assert rows_of(tmp_path) == [row]
+
+
+def test_what_is_no_training_is_done_anew_when_it_is_asked_for_again(run, tmp_path):
+    found = iter(range(9))
+    study = make_study(lambda config, workdir: {"n": next(found)}, settings={"ids": Setting("sasrec")})
+    for words, n in (((), 0), ((), 0), (("--again",), 1)):
+        assert run(*words, study=study)[0] == 0
+        assert rows_of(tmp_path)[0]["measures"]["some"] == {"n": n}
+
+
 def _arguments(tmp_path):
     import argparse
 

@@ -134,8 +134,23 @@ def test_the_gain_is_over_the_baseline_that_validation_chose():
     rows = better_on_test + [row for row in ROWS if row["kind"] == "comparison"]
     text = metrics_table(rows, METRICS)
     assert "Best baseline, a setting without distillation, by validation mrr@20: SASRec." in text
-    assert "gain of KDSR: +13.8 %, the mean over hr@20, mrr@20 of KDSR / SASRec − 1." in text  # 16.5 / 14.5
+    gain = "the mean over hr@20, mrr@20 of KDSR / SASRec − 1, on the seeds that both have"
+    assert f"gain of KDSR: +13.8 %, {gain} (0, 1)." in text  # 16.5 / 14.5
+    fewer = [row for row in rows if not (row["label"] == "SASRec" and row.get("seed") == 1)]
+    assert f"gain of KDSR: +14.3 %, {gain} (0)." in metrics_table(fewer, METRICS)  # 16 / 14
     assert "Best baseline" not in metrics_table([row for row in rows if row["kind"] == "run"])
+
+
+def test_runs_of_a_setting_that_differ_besides_their_seeds_are_named():
+    assert "Runs of one setting differ" not in metrics_table(ROWS, METRICS)
+    config = {"distill.enabled": True, "train.epochs": 3, "eval.topk": [5, 20]}
+    rows = [
+        *ROWS,
+        run("KDSR", 2, 16.0, config=config | {"seed": 2}),
+        run("KDSR", 3, 16.0, config=config | {"train.epochs": 50}),
+    ]
+    text = metrics_table(rows, METRICS)
+    assert "**Runs of one setting differ** besides their seeds: KDSR in train.epochs (3, 50)." in text
 
 
 def test_it_says_where_the_runs_ran():
