@@ -77,7 +77,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
     distill.lambda_score = 1.0  # weight of the holistic loss, lambda_1 (Equation 7; value in Section 4)
     distill.lambda_code = 0.5  # weight of the dissected loss, lambda_2 (Equation 7; value in Section 4)
     distill.temperature = 1.5  # tau of the soft match (Equation 3; value in Section 4)
-    distill.sigma = "sigmoid"  # sigmoid | softmax (over an item's row of pairs) | identity (Equation 3)
+    # sigmoid | softmax (over an item's row of pairs) | identity (Equation 3); the sigmoid of a distance, euclidean or manhattan,
+    # is nearly 1 for all pairs, and its softmax is largest for the least alike: take the identity for these
+    distill.sigma = "sigmoid"
     distill.pair_budget = 2048  # item pairs a step, of all modalities together, drawn from the batch's; 0 = all of them
 
     config.model = model = ConfigDict()
@@ -114,7 +116,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     train.sparse_tables = False
     train.prefixes = False  # every target has a pass of its own, as it has in any case in models trained on prefixes
     train.learning_rate = 1e-3  # of Adam, epsilon (Section 3.3; searched in 1e-4 .. 1e-1 in Section 4)
-    train.weight_decay = 0.0  # coupled L2 regularisation (searched in {0, 1e-5} in Section 4)
+    train.weight_decay = 0.0  # coupled L2 of rows that have a gradient (searched in {0, 1e-5} in Section 4)
     train.clip_norm = 0.0  # largest global norm of the gradient; 0 = no clipping
     train.ramp_epochs = 10  # epochs until the modality tables learn at full rate, eta; 0 = no ramp (Section 3.3)
     train.ramp_start = 0.1  # share of the learning rate the ramp starts from (Section 3.3)

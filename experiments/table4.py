@@ -15,8 +15,9 @@ SCORES = ("euclidean", "manhattan", "dot", "cosine")
 NOTES = (
     "At most 15 epochs a phase. vq_joint trains the condensed features together with the codebook; it is not in the "
     "paper. Perplexity: the number of codes in use if all were used equally. Distortion: the mean squared distance "
-    "of a correlation vector from its code; compare it within a score function only. The paper's numbers are of KDSR "
-    "on MMSR."
+    "of a correlation vector from its code; compare it within a score function only. With euclidean and manhattan L_S says "
+    "nothing, as the sigmoid of a distance is nearly 1 for all pairs; only the codes differ there. vq_joint changes the "
+    "condensed features, and so where the tables start, as well as the codes. The paper's numbers are of KDSR on MMSR."
 )
 
 

@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import optax
 
 BODY, TABLES = "body", "modality_tables"
@@ -72,6 +73,20 @@ def embedding_ramp(learning_rate, ramp_steps, start=0.1, end=1.0):
     return optax.linear_schedule(start * learning_rate, end * learning_rate, ramp_steps)
 
 
+def decay_where_used(weight):
+    """Add weight times each parameter to its gradient (coupled L2), in rows, along the last axis, that have a gradient.
+
+    Adam divides by the size of what it is given: alone, the decay would bring a row down at the full learning rate however small
+    the weight is, such as the features of an item that no history holds.
+    """
+
+    def decay(gradient, param):
+        used = jnp.any(gradient != 0, axis=-1, keepdims=True) if gradient.ndim else gradient != 0
+        return gradient + weight * param * used
+
+    return optax.stateless(lambda updates, params: jax.tree.map(decay, updates, params))
+
+
 def make_optimizer(settings, modalities, steps_per_epoch):
     """Build the optimizer: clipping, coupled L2 and Adam over all parameters, then a learning rate per group.
 
@@ -91,6 +106,6 @@ def make_optimizer(settings, modalities, steps_per_epoch):
     rates = {label: optax.scale_by_learning_rate(schedule) for label, schedule in schedules.items()}
     # Clipping and decay stand before Adam and outside the groups: a group of its own would clip by its own norm.
     steps = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
-    steps += [optax.add_decayed_weights(settings.weight_decay)] if settings.weight_decay else []
+    steps += [decay_where_used(settings.weight_decay)] if settings.weight_decay else []
     steps += [optax.scale_by_adam(), optax.multi_transform(rates, lambda params: label_params(params, rules))]
     return optax.chain(*steps), schedules

@@ -29,7 +29,7 @@ SCORE_DEGREE = {"cosine": 0, "dot": 2, "euclidean": 1, "manhattan": 1}  # score(
 KMEANS_ITERATIONS = 30
 PAIRS_AT_ONCE = 2**16  # only a matter of memory
 CACHE_VERSION = 3
-MOST_VARIANCE = 1e30  # float32 products of larger features overflow
+LEAST_VARIANCE, MOST_VARIANCE = 1e-20, 1e30  # float32 products of smaller features vanish, of larger ones overflow
 
 
 class Teacher(NamedTuple):
@@ -161,9 +161,9 @@ def check_features(modality, feature, settings, width, codes=True):
         )
     with np.errstate(over="ignore"):
         variance = feature.values[feature.has_feature].astype(np.float64).var(0).sum()
-    if not 0 < variance < MOST_VARIANCE:
+    if not LEAST_VARIANCE < variance < MOST_VARIANCE:
         raise UserError(
-            f"--config.data.modalities: the {modality} features of all items are alike or too large (their variance is "
+            f"--config.data.modalities: the {modality} features of all items are alike, or too small or too large (their variance is "
             f"{variance:g}); they say nothing about items, leave the modality out or scale the features"
         )
     pairs = covered * (covered - 1) // 2

@@ -88,6 +88,9 @@ def joint_loss(params, x, y, target, score_fn, num_splits, through=quantize.stra
 def fit_joint(key, x, condensed, pairs, num_codes, score_fn, num_splits):
     """Train encoder, decoder and codebook together, from a fitted condensing as the start (quantizer "vq_joint").
 
+    The decoder undoes any stretch of the code, so codebook and commitment may shrink some of its directions at no loss: scores
+    of the result are those of the features less closely than at the start, and tables start from it.
+
     Args:
       key: a jax PRNG key.
       x: [n, d_m] float32 centred features.

@@ -137,6 +137,20 @@ def test_without_modalities_it_is_plain_adam(params):
     assert_close(run(optimizer, params, steps)[-1], adam_by_hand(params, steps, 0.01))
 
 
+def test_decay_leaves_rows_without_a_gradient_as_they_are():
+    rows = jnp.array([[0.2, 0.2], [0.2, 0.2], [0.2, 0.2]])
+    params = {"text_embedding": {"embedding": rows}, "bias": jnp.array([0.2, 0.2]), "scale": jnp.array(0.2)}
+    gradient = {"text_embedding": {"embedding": jnp.array([[0.0, 0.0], [0.0, 1e-9], [1.0, -1.0]])}}
+    gradient |= {"bias": jnp.zeros(2), "scale": jnp.array(0.0)}
+    optimizer, _ = make_optimizer(settings(weight_decay=1e-5, ramp_epochs=0), ["text"], steps_per_epoch=5)
+    moved = run(optimizer, params, [gradient] * 5)[-1]
+    table = moved["text_embedding"]["embedding"]
+    np.testing.assert_array_equal(table[0], rows[0])
+    assert (table[1] < 0.16).all()  # Adam's steps have the size of the rate, whatever the weight
+    np.testing.assert_array_equal(moved["bias"], params["bias"])
+    np.testing.assert_array_equal(moved["scale"], params["scale"])
+
+
 def test_decay_is_coupled_as_in_torch(params):
     optimizer, _ = make_optimizer(settings(weight_decay=0.5, ramp_epochs=0), ["text"], steps_per_epoch=5)
     steps = gradients(params, 3)

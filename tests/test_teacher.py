@@ -377,10 +377,10 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "own"
 
 
-@pytest.mark.parametrize("value", [1.0, 1e25])
+@pytest.mark.parametrize("value", [1.0, 1e-15, 1e25])
 def test_features_that_say_nothing_or_overflow_are_named(value):
     values = np.full((40, 16), value, np.float32)
     values[1:20] *= 1 if value == 1.0 else -1
     feature = SimpleNamespace(values=values, has_feature=np.arange(40) > 0)
-    with pytest.raises(UserError, match="image features of all items are alike or too large"):
+    with pytest.raises(UserError, match="image features of all items are alike, or too small or too large"):
         teaching.check_features("image", feature, make_settings(num_codes=4), 8)

@@ -30,8 +30,8 @@ def causal_mask(valid):
 def query_key_scores(x, width, num_heads, suffix=""):
     """Compare every position with every other one, head by head; the projections belong to the calling module.
 
-    The key projection has no bias: a key bias shifts every score of a query alike, so its true gradient is zero and Adam
-    would only amplify rounding noise.
+    The key projection has no bias: it would shift every score of a query alike, so where these go straight into a softmax its
+    true gradient is zero and Adam would only amplify rounding noise.
 
     Args:
       x: [B, L, w] float32.

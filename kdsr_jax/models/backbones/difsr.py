@@ -14,7 +14,7 @@ Deviations from the source:
 - trained on all positions at once, scored against the id table; inner width 2 dim (the source: dim);
 - two layers and four heads by default (the source: by data set, Beauty four and eight, Sports three and eight, Toys three and
   four);
-- no bias in the key projections, nor in the gate's last layer, where it has no effect.
+- no bias in the key projections, where it has an effect with gate and concat alone, nor in the gate's last layer, where it has none.
 """
 
 import flax.linen as nn

@@ -17,7 +17,8 @@ Deviations from the source:
 - several layers have parameters of their own (the source shares them, and publishes one layer);
 - the biases of the gate start at zero;
 - 30 clusters, three links an item by default (the source's code: 20 and one);
-- with tables of modalities an item node holds the fused item vector; the source's hold ids only.
+- with tables of modalities an item node holds the fused item vector, whose fusion starts as everywhere; the source's hold ids
+  only. What maps features of another width to dim starts like it.
 """
 
 import flax.linen as nn

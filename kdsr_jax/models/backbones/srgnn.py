@@ -8,7 +8,7 @@ Deviations from the source:
 - padding is no isolated node;
 - optimizer and learning rate are those of all models (the source: L2 of 1e-5, a tenth of the rate every three epochs);
 - dropout on the item vectors exists (``model.hidden_dropout``; the source has none, and none is its default here);
-- with tables of modalities it reads the fused item vector; the source knows ids only.
+- with tables of modalities it reads the fused item vector, whose fusion starts as everywhere; the source knows ids only.
 """
 
 import flax.linen as nn
