@@ -140,10 +140,12 @@ def start_two(words, workdirs, *settings):
 def test_two_processes_train_and_one_goes_on(tiny_words, tiny, tmp_path):
     variant, workdir = ":kdsr-sasrm", tmp_path / "two"
     words = tiny_words(*SETTINGS, variant=variant)
-    (out, err), (other_out, other_err) = map(finish, start_two(words, (workdir, workdir), "--config.mesh.model=2"))
+    settings = "--config.mesh.model=2", "--config.data.histories=host"  # the one goes on with them on its device
+    (out, err), (other_out, other_err) = map(finish, start_two(words, (workdir, workdir), *settings))
     assert "on 4 x cpu" in out and "refit epoch 2/2" in err and "could not be written" not in err
-    said = [line for line in (other_out + other_err).splitlines() if not line.startswith("[Gloo]")]
-    assert not said  # but what gloo's C++ says of connections
+    # Gloo's C++ says something of connections, in pieces that threads may interleave.
+    said = [line for line in (other_out + other_err).splitlines() if "[Gloo]" not in line and "peer ranks" not in line]
+    assert not said
     parts = {path.name for path in (workdir / "checkpoints" / "refit" / "1" / "state").glob("ocdbt.process_*")}
     assert parts == {"ocdbt.process_0", "ocdbt.process_1"}
     train.train_and_evaluate(tiny(*SETTINGS, variant=variant), tmp_path / "one")
