@@ -2,13 +2,19 @@
 
 import contextlib
 import os
+import tempfile
 from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Return the folder of all caches: $KDSR_CACHE, else kdsr_jax in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("KDSR_CACHE") or Path(home) / "kdsr_jax")
+    """Return the folder of all caches: $KDSR_CACHE, else kdsr_jax in the user's cache folder, or in the temporary one without a home."""
+    if named := os.environ.get("KDSR_CACHE"):
+        return Path(named)
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # of a number without a name, as in containers
+        home = tempfile.gettempdir()
+    return Path(home) / "kdsr_jax"
 
 
 def keep_compiled() -> None:

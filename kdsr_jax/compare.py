@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import sys
-import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,14 +27,14 @@ class RunRecord:
 
     Attributes:
         settings: the config's fields that can change a result, by dotted name.
-        data: what the data are known by; None where the run has not read them yet.
+        data: sha256 of the log; None where the run has not read it yet.
         result: result.json, or {}.
         lines: of metrics.jsonl.
         validation: metrics of the epoch that validation has chosen so far, or {}.
     """
 
     settings: dict[str, Any]
-    data: tuple | None
+    data: str | None
     result: dict[str, Any]
     lines: list[dict]
     validation: dict[str, float]
@@ -93,7 +92,14 @@ def read_run(folder: str) -> RunRecord:
     result = _dict(read_json(path / "result.json"))
     lines = [line for line in map(_clean_line, read_lines(path / "metrics.jsonl")) if line]
     chosen = _numbers(result.get("validation")) or _numbers(_dict(read_json(path / "selection.json")).get("validation"))
-    return RunRecord(settings, _data(settings, path / "ids.npz"), result, lines, chosen or _best_so_far(lines))
+    log = saved.get("log_sha256")
+    return RunRecord(
+        settings,
+        log if isinstance(log, str) else None,
+        result,
+        lines,
+        chosen or _best_so_far(lines),
+    )
 
 
 def tabulate(runs: dict[str, RunRecord]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
@@ -131,19 +137,6 @@ def _named(folders):
     if twice is not None:
         raise UserError(f"{twice}: is given twice; give each run once")
     return dict(zip(names_of_runs(folders), folders, strict=True))
-
-
-def _data(settings, ids):
-    """Return what tells data sets apart: how they are made or filtered, and the checksums of their users and items."""
-    try:
-        with zipfile.ZipFile(ids) as archive:
-            checksums = tuple(sorted((entry.filename, entry.CRC) for entry in archive.infolist()))
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return None
-    made = {
-        name: value for name, value in settings.items() if name == "data.k_core" or name.startswith("data.planted.")
-    }
-    return json.dumps(made), checksums
 
 
 def _clean_line(line):

@@ -55,3 +55,9 @@ def answer(work: Callable[[], int | None], interrupted: str = "interrupted; the 
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
+    except Exception as error:
+        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+            raise
+        said = " ".join(str(error).split())[:200]
+        print(f"error: out of memory ({said}); take smaller batches, shorter histories or fewer items", file=sys.stderr)
+        return 2

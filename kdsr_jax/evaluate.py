@@ -13,6 +13,7 @@ from kdsr_jax.resident import at_slots, cut_batch, place_histories
 
 SCORE_BYTES = 48 * 2**20  # of one batch's scores [S, N]; larger only costs memory
 MOST_ROWS = 512  # of prefixes in a batch, as in training by default; more only cost memory
+MOST_SLOTS = 4096  # of a batch, where the catalogue is small: each may need a whole row of states
 COVERAGE_K = 20
 
 
@@ -29,8 +30,9 @@ class Evaluator:
     def __init__(self, student, interactions, windows, placement, *, filter_seen, histories="auto"):
         self._student, self._filter_seen, self._placement = student, filter_seen, placement
         num_slots = max(1, SCORE_BYTES * placement.data * placement.model // (4 * student.num_items))
-        if student.trained_on == "prefixes":  # each slot is a whole row
-            num_slots = min(num_slots, MOST_ROWS * placement.data)
+        # Of prefixes, each slot is a whole row.
+        most = MOST_ROWS if student.trained_on == "prefixes" else MOST_SLOTS
+        num_slots = min(num_slots, most * placement.data)
         num_slots = min(num_slots, max(1, windows.num_targets))
         self._num_slots = num_slots + -num_slots % placement.data
         windows = limit_targets(windows, self._num_slots)

@@ -118,6 +118,7 @@ def _write(recommender, users, arguments):
     config = json.loads((pathlib.Path(arguments.workdir) / "config.json").read_text())
     job = [
         config["fingerprint"],
+        _model_digest(recommender),
         data_digest(recommender.dataset),
         arguments.k,
         arguments.seen,
@@ -126,6 +127,8 @@ def _write(recommender, users, arguments):
     ]
     key = hashlib.sha256(json.dumps(job).encode()).hexdigest()
     recommender.check_k(arguments.k)  # before there are parts
+    if out.is_dir():
+        raise UserError(f"--out={out}: is a folder; name a file")
     started, done = time.perf_counter(), 0
     try:
         parts.mkdir(parents=True, exist_ok=True)
@@ -155,6 +158,17 @@ def _write(recommender, users, arguments):
     print(f"{out}: {len(users):,} users, {arguments.k} items each")
     if done:
         print(f"{done:,} users in {seconds:.1f} s, {done / seconds:,.0f} users/s, compilation included")
+
+
+def _model_digest(recommender):
+    """Return the sha256 of the model's numbers: other features give other ones, with the same config and log."""
+    import jax
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for array in jax.tree.leaves(recommender.variables):
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 def _schema(pa):

@@ -112,19 +112,20 @@ class Workdir:
         if differing:
             raise UserError(f"--workdir={self.path}: holds a run with another config; {'; '.join(differing)}")
 
-    def claim_data(self, digest, features=None):
+    def claim_data(self, digest, features=None, log=None):
         """Tie the run to its data at the first start, and refuse other data later.
 
         Args:
           digest: sha256 of the data.
           features: as ``feature_digests`` gives them, to say more of what has changed.
+          log: sha256 of the histories alone, by which runs are compared.
 
         Raises:
           UserError: the run began with data of another digest.
         """
-        processes.first(lambda: self._claim_data(digest, features or {}))
+        processes.first(lambda: self._claim_data(digest, features or {}, log))
 
-    def _claim_data(self, digest, features):
+    def _claim_data(self, digest, features, log):
         saved = self._read_json("config.json")
         if saved.get("data_sha256", digest) != digest:
             refuse_other_features(f"--workdir={self.path}", saved.get("features", {}), features)
@@ -133,7 +134,7 @@ class Workdir:
                 f"have changed); give the same data or another --workdir"
             )
         if "data_sha256" not in saved:
-            self._write_json("config.json", saved | {"data_sha256": digest, "features": features})
+            self._write_json("config.json", saved | {"data_sha256": digest, "log_sha256": log, "features": features})
 
     def checkpoints(self, phase):
         """Return the folder of a phase's checkpoints."""

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
+from kdsr_jax import cache
 from kdsr_jax.cache import keep_compiled
 
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -23,6 +25,18 @@ def test_what_the_user_says_of_compiled_programs_holds(monkeypatch, said):
     monkeypatch.setenv(VARIABLE, said)
     keep_compiled()
     assert os.environ[VARIABLE] == said
+
+
+def test_without_a_home_the_named_folder_holds_or_a_temporary_one(monkeypatch, tmp_path):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(cache.Path, "home", homeless)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("KDSR_CACHE", str(tmp_path))
+    assert cache.cache_folder() == tmp_path
+    monkeypatch.delenv("KDSR_CACHE")
+    assert cache.cache_folder() == cache.Path(tempfile.gettempdir()) / "kdsr_jax"
 
 
 def test_a_folder_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):

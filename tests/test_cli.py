@@ -261,6 +261,15 @@ def test_an_interrupt_is_one_line_and_130(command, planted, train, monkeypatch):
     assert (code, out, err.count("\n")) == (130, "", 1)
 
 
+@pytest.mark.parametrize("error", [MemoryError("Unable to allocate\n9 TiB"), RuntimeError("RESOURCE_EXHAUSTED: 9 TiB")])
+def test_too_little_memory_is_one_line(mistake, planted, train, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(train, "train_and_evaluate", fail)
+    assert mistake(planted, "--workdir=x").startswith("out of memory (")
+
+
 def test_a_fault_of_the_program_keeps_its_traceback(command, planted, train, monkeypatch):
     monkeypatch.setattr(train, "train_and_evaluate", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

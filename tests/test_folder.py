@@ -290,6 +290,32 @@ def test_a_log_that_fits_neither_memory_nor_disk_is_one_line(disk, fill_up, tmp_
         folder.load_log(tmp_path)
 
 
+def test_a_quote_that_is_never_closed_in_a_column_that_is_not_read_is_named(tmp_path):
+    rows = [f"u{n % 9},i{n % 7},fine" for n in range(90)]
+    rows[40] = 'u4,i5,"so big'
+    path = write_log(tmp_path, "\n".join(["user_id,item_id,comment", *rows]) + "\n")
+    with pytest.raises(
+        UserError, match=r"interactions.csv: row 41 \(line 42\): a quote is opened that is never closed"
+    ):
+        folder.load_log(path)
+    rows[40] = 'u4,i5,5" pipe'  # no quote but an inch
+    write_log(tmp_path, "\n".join(["user_id,item_id,comment", *rows]) + "\n")
+    assert len(folder.load_log(path).user_codes) == 90
+
+
+def test_a_root_that_cannot_be_looked_into_is_one_line(tmp_path):
+    config = default.get_config()
+    config.data.root, config.data.name, config.data.source = str(tmp_path / ("x" * 300)), "shop", "auto"
+    with pytest.raises(UserError, match=r"shop: cannot be read \(File name too long\)"):
+        load_dataset(config.data, ())
+
+
+def test_items_that_begin_with_a_mark_of_their_byte_order(tmp_path):
+    write_log(tmp_path, "user_id,item_id\nu,a\n")
+    (tmp_path / "items.jsonl").write_text('\ufeff{"item_id": "a", "title": "x"}\n')
+    assert folder.load_items(tmp_path, np.array(["", "a"]))[1]["title"] == "x"
+
+
 def test_broken_parquet(tmp_path):
     with pytest.raises(UserError, match="interactions.parquet: not a readable parquet file"):
         folder.load_log(write_log(tmp_path, CSV, "interactions.parquet"))

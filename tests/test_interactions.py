@@ -122,6 +122,14 @@ def test_blocks_of_any_size_give_what_sorting_the_whole_log_gives(monkeypatch, c
     )
 
 
+def test_times_whose_difference_overflows_are_sorted():
+    times = [1_700_000_000_000_000_000 + n for n in range(3)] + [-(2**63)]
+    log = make_log([("u", item) for item in "abcd"], times)
+    interactions = build_interactions(log, 1)
+    assert interactions.timestamps.tolist() == sorted(times)
+    assert interactions.item_ids[interactions.items].tolist() == ["d", "a", "b", "c"]
+
+
 @pytest.mark.parametrize("block", [1, 7, 2**22])
 def test_where_memory_is_short_histories_lie_in_mapped_files_and_are_the_same(block, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)

@@ -64,7 +64,7 @@ def test_last_sum_counts_a_single_state_twice():
     np.testing.assert_array_equal(Readout(2, "last_sum").apply({}, states), 2 * states)
 
 
-@pytest.mark.parametrize("short_term", [1, 3, 20])
+@pytest.mark.parametrize("short_term", [1, 3, 20, 2**31 - 1])
 def test_equation_6_equals_loops(short_term):
     module, params, states = build("long_short", short_term)
     expected = read_by_loops(params, states, short_term)

@@ -255,6 +255,36 @@ def test_all_users_go_to_a_file_that_a_killed_command_goes_on_with(
     assert [path.name for path in tmp_path.iterdir()] == ["recs.parquet"]
 
 
+def test_parts_of_another_model_of_the_same_config_and_log_are_not_taken(
+    finished, recommend_line, tmp_path, monkeypatch
+):
+    words = f"--workdir={finished[0]}", "--users=u01,u02", f"--out={tmp_path / 'recs.parquet'}", "-k", "4"
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recommend, "_join", interrupt)
+    assert recommend_line(*words)[0] == 130
+    monkeypatch.undo()
+    load = Recommender.from_workdir.__func__
+
+    def other(cls, *given, **named):
+        found = load(cls, *given, **named)
+        found.variables = jax.tree.map(lambda a: a + 1 if a.dtype == "float32" else a, found.variables)
+        return found
+
+    monkeypatch.setattr(Recommender, "from_workdir", classmethod(other))
+    code, _, err = recommend_line(*words)
+    assert code == 2 and "holds parts of another command" in err
+
+
+def test_a_folder_to_write_to_is_refused_before_there_are_parts(finished, recommend_line, tmp_path):
+    (tmp_path / "recs").mkdir()
+    code, _, err = recommend_line(f"--workdir={finished[0]}", "--users=u01", f"--out={tmp_path / 'recs'}")
+    assert code == 2 and "is a folder; name a file" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["recs"]
+
+
 def test_a_wrong_k_leaves_nothing_behind(finished, recommend_line, tmp_path):
     words = f"--workdir={finished[0]}", "--users=u01", f"--out={tmp_path / 'recs.parquet'}"
     code, _, err = recommend_line(*words, "-k", "99")

@@ -11,6 +11,7 @@ from kdsr_jax.data.features import Features, align_features, load_features
 from kdsr_jax.data.interactions import Interactions, sample_users
 from kdsr_jax.data.prepared import load_prepared
 from kdsr_jax.data.sources import amazon, folder, movielens, planted
+from kdsr_jax.data.sources.archives import is_there
 from kdsr_jax.data.sources.base import Source, items_by_index
 from kdsr_jax.errors import UserError
 
@@ -66,7 +67,7 @@ def entries_at_hand(data) -> tuple[str, ...]:
     if _choose_source(data) == "planted":
         return tuple(data.modalities)
     features = folder.place(data.root, data.name) / "features"
-    return tuple(entry for entry in data.modalities if data.root and (features / f"{entry}.npz").is_file())
+    return tuple(entry for entry in data.modalities if data.root and is_there(features / f"{entry}.npz"))
 
 
 def _load_whole(data, wanted: Iterable[str]) -> Dataset:
@@ -96,7 +97,7 @@ def _choose_source(data) -> str:
         return "folder"
     if data.source == "planted" or (data.source, data.name) == ("auto", "planted"):
         return "planted"
-    if data.source == "auto" and data.root and not place.is_dir():
+    if data.source == "auto" and data.root and not is_there(place, folder=True):
         named = f" (or --config.data.source={PUBLIC[data.name]} to download it)" if data.name in PUBLIC else ""
         raise UserError(f"--config.data.root={data.root}: has no folder {data.name!r}; give the one that has{named}")
     if data.source != "folder" and data.name in PUBLIC and data.source in ("auto", PUBLIC[data.name]):
@@ -114,7 +115,7 @@ def _require_features(data, place: Path, entries: dict[str, str]) -> None:
     """Raise where a public data set lacks features, before it is downloaded for nothing."""
     for entry in entries.values():
         path = place / "features" / f"{entry}.npz"
-        if not data.root or not path.is_file():
+        if not data.root or not is_there(path):
             where = f"{path}: no such features file" if data.root else "--config.data.root is missing"
             raise UserError(
                 f"{where}; the public data set {data.name!r} comes without features: give the folder that holds "

@@ -293,7 +293,7 @@ def _sort_in_time(items: np.ndarray, times: np.ndarray | None, offsets: np.ndarr
         differ = np.diff(owners) > 0
         if times is not None:
             stamps = times[rows]
-            if np.any((np.diff(stamps) < 0) & ~differ):
+            if np.any((stamps[1:] < stamps[:-1]) & ~differ):  # a difference might overflow
                 order = np.lexsort((stamps, owners))
                 items[rows], times[rows] = items[rows][order], stamps[order]
             differ |= np.diff(times[rows]) != 0

@@ -78,5 +78,6 @@ class Readout(nn.Module):
 
 def _sum_of_last(x, count):
     length = x.shape[1]
+    count = min(count, length)
     padded = jnp.pad(x, ((0, 0), (count - 1, 0), (0, 0)))
     return sum(padded[:, shift : shift + length] for shift in range(count))

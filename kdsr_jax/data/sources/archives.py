@@ -21,6 +21,18 @@ _LONGEST_LINE = 2**20  # bytes
 _BUFFER = 2**16  # bytes
 
 
+def is_there(path: Path, folder: bool = False) -> bool:
+    """Say whether there is a file, or a folder.
+
+    Raises:
+        UserError: that cannot be said, as in a folder that may not be read.
+    """
+    try:
+        return path.is_dir() if folder else path.is_file()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
+
+
 def open_file(path: Path) -> BinaryIO:
     """Open a file for reading bytes, decompressing `.gz`.
 

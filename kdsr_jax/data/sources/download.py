@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from kdsr_jax.cache import cache_folder
+from kdsr_jax.data.sources.archives import is_there
 from kdsr_jax.data.sources.base import file_digest
 from kdsr_jax.errors import UserError
 
@@ -48,7 +49,7 @@ def from_folder(folder: str, archive: Archive) -> Path | None:
     """
     for name in (archive.name, archive.name.removesuffix(".gz")):
         path = Path(folder) / name
-        if path.is_file():
+        if is_there(path):
             _require_digest(path, archive.sha256, "is registered for it (delete it and fetch it again)")
             return path
     return None

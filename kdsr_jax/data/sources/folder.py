@@ -14,7 +14,7 @@ import numpy as np
 
 from kdsr_jax.data.interactions import RawLog
 from kdsr_jax.data.sources import tables
-from kdsr_jax.data.sources.archives import numbered_lines
+from kdsr_jax.data.sources.archives import is_there, numbered_lines
 from kdsr_jax.data.sources.base import Source, digest_of_files, items_by_index
 from kdsr_jax.data.sources.codes import BadValue, Ids, Times
 from kdsr_jax.data.sources.tables import ID_COLUMNS, TIME_COLUMN
@@ -42,7 +42,7 @@ def find_log(folder: str | Path) -> Path | None:
 def place(root: str | Path, name: str) -> Path:
     """Return the folder of a data set: `<root>/<name>`, or the root itself where only that holds an interactions file."""
     below = Path(root) / name
-    return Path(root) if str(root) and not below.is_dir() and find_log(root) else below
+    return Path(root) if str(root) and not is_there(below, folder=True) and find_log(root) else below
 
 
 def find(folder: str | Path, columns: Mapping[str, str] | None = None) -> Source:
@@ -168,7 +168,7 @@ def _item_lines(path: Path) -> Iterator[tuple[str, dict]]:
     for number, line in numbered_lines(path):
         where = f"{path}: line {number}"
         try:
-            item = json.loads(line.decode("utf-8"))
+            item = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except UnicodeDecodeError:
             raise UserError(f"{where}: not UTF-8") from None
         except (ValueError, RecursionError) as error:

@@ -1,6 +1,7 @@
 """Tables of csv and parquet files that anyone may have written, batch after batch; a mistake is one line that names it."""
 
 import csv
+import io
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -100,18 +101,58 @@ def _csv_batches(path: Path, called: Mapping[str, str] | None) -> Iterator[pa.Re
         columns = header if called is None else _columns_in_use(header, path, called)
         types = {name: ID_TYPE if (called or {}).get(name) in ID_COLUMNS else pa.string() for name in columns}
         with open_file(path) as file:
+            quotes = _Quotes(file)
             yield from pa.csv.open_csv(
-                file,
+                quotes,
                 read_options=pa.csv.ReadOptions(block_size=_BLOCK_BYTES),
                 parse_options=pa.csv.ParseOptions(newlines_in_values=True),
                 convert_options=pa.csv.ConvertOptions(include_columns=columns, column_types=types),
             )
+            if quotes.count % 2:  # one that is never closed has swallowed all rows after it
+                _raise_unclosed_quote(path)
     except GZIP_ERRORS as error:
         raise UserError(f"{path}: broken gzip file, cut short or damaged ({error})") from None
     except pa.ArrowInvalid as error:
         # Arrow names no row when it reads in blocks; the slow reader finds it.
         _raise_first_bad_row(path)
         raise UserError(f"{path}: not readable as csv ({str(error).splitlines()[0]})") from None
+
+
+class _Quotes(io.RawIOBase):
+    """A file whose quotation marks are counted while it is read.
+
+    Attributes:
+        count: of those that were read.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file, self.count = file, 0
+
+    def readable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Read up to so many bytes."""
+        found = self._file.read(size)
+        self.count += found.count(b'"')
+        return found
+
+
+def _raise_unclosed_quote(path: Path) -> None:
+    """Raise a line that names the row in which a quote is opened that nothing closes, where there is one."""
+    with open_file(path) as file:
+        reader = csv.reader(io.TextIOWrapper(file, "latin-1", newline=""), strict=True)
+        rows, line = 0, 0
+        try:
+            for _ in reader:
+                rows, line = rows + 1, reader.line_num
+        except csv.Error as error:
+            if "unexpected end" in str(error) or "larger than field limit" in str(error):
+                raise UserError(
+                    f"{path}: row {rows} (line {line + 1}): a quote is opened that is never closed"
+                ) from None
 
 
 def _header(file: BinaryIO, path: Path) -> list[str]:
