@@ -33,8 +33,8 @@ def figure(rows):
     drawn = []
     for dataset in datasets_of(rows):
         charts = []
+        run = [name for name in BACKBONES if any(runs_of(rows, dataset, f"{name}, {kind}") for kind in KINDS)]
         for metric in METRICS:
-            run = [name for name in BACKBONES if any(runs_of(rows, dataset, f"{name}, {kind}") for kind in KINDS)]
             series = {
                 kind: [mean_score(runs_of(rows, dataset, f"{name}, {kind}"), "test", metric) for name in run]
                 for kind in KINDS

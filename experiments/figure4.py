@@ -37,16 +37,11 @@ def _settings():
 
 def table(rows):
     """Return the markdown of all runs, after what the numbers in the figure stand for."""
-    keys = [
-        f"{dataset}, {modality}: {numbered}"
-        for dataset in datasets_of(rows)
-        for modality in ENCODERS
-        if (
-            numbered := ", ".join(
-                f"{number} {name}" for number, name in enumerate(_present(rows, dataset, modality), 1)
-            )
-        )
-    ]
+    keys = []
+    for dataset in datasets_of(rows):
+        for modality in ENCODERS:
+            present = ", ".join(f"{n} {name}" for n, name in enumerate(_present(rows, dataset, modality), 1))
+            keys += [f"{dataset}, {modality}: {present}"] if present else []
     notes = f"The figure numbers encoders, smallest first: {'; '.join(keys)}.\n\n" if keys else ""
     return notes + tables.metrics_table(rows)
 

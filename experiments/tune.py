@@ -156,15 +156,15 @@ def train_rung(job, epochs):
     import jax
 
     from kdsr_jax import train
-    from kdsr_jax.data.digest import data_digest
+    from kdsr_jax.data.digest import data_digests
     from kdsr_jax.phase import PhaseRunner
     from kdsr_jax.workdir import Workdir
 
     try:
         with Workdir(job.workdir, job.config) as folder:
             run = train.prepare(job.config)
-            digest = data_digest(run.dataset)
-            folder.claim_data(digest)
+            digest, log = data_digests(run.dataset)
+            folder.claim_data(digest, log)
             record = PhaseRunner(run, dataclasses.replace(train.select_phase(run), epochs=epochs), folder).execute()
     finally:
         jax.clear_caches()  # the next trial compiles its own programs

@@ -111,7 +111,7 @@ def _write(recommender, users, arguments):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from kdsr_jax.data.digest import data_digest
+    from kdsr_jax.data.digest import data_digests
 
     out = pathlib.Path(arguments.out)
     data, parts = recommender.dataset.interactions, out.with_name(out.name + ".parts")
@@ -119,7 +119,7 @@ def _write(recommender, users, arguments):
     job = [
         config["fingerprint"],
         _model_digest(recommender),
-        data_digest(recommender.dataset),
+        data_digests(recommender.dataset),
         arguments.k,
         arguments.seen,
         arguments.approximate,

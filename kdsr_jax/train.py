@@ -15,7 +15,7 @@ from kdsr_jax.cache import cache_folder
 from kdsr_jax.clusters import item_facts
 from kdsr_jax.config import differing_keys, entries_read, flatten, to_dict
 from kdsr_jax.data import Dataset, load_dataset
-from kdsr_jax.data.digest import data_digest, feature_digests, log_digest
+from kdsr_jax.data.digest import data_digests, feature_digests
 from kdsr_jax.errors import UserError
 from kdsr_jax.events import check_installed
 from kdsr_jax.examples import make_examples, overview
@@ -255,10 +255,10 @@ def reopen(config, folder):
 def _claim(config, folders):
     """Load the data, tie the runs to them, which must be the same in all processes, and return the Dataset."""
     dataset = processes.in_turn(lambda: load_data(config))
-    digest, log, features = data_digest(dataset), log_digest(dataset), feature_digests(dataset)
+    (digest, log), features = data_digests(dataset), feature_digests(dataset)
     processes.agree(digest, "data files that")
     for folder in folders:
-        folder.claim_data(digest, features, log)
+        folder.claim_data(digest, log, features)
     return dataset
 
 

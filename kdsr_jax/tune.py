@@ -85,12 +85,12 @@ def _work(arguments, settings):
 def _search(config, searched, arguments):
     """Train trials until there are enough, and print what came out."""
     from kdsr_jax import train
-    from kdsr_jax.data.digest import data_digest
+    from kdsr_jax.data.digest import data_digests
     from kdsr_jax.reporting import say
     from kdsr_jax.search import Search, readable
 
     dataset = train.load_data(config)
-    identity = {"config": to_dict(config), "metric": arguments.metric, "data_sha256": data_digest(dataset)}
+    identity = {"config": to_dict(config), "metric": arguments.metric, "data_sha256": data_digests(dataset)[0]}
     identity["tries"] = {axis.name: axis.text() for axis in searched}
     first_epoch = config.model.warmup_epochs  # a warm-up is not evaluated
     with Search(arguments.workdir, config, searched, identity, first_epoch + arguments.prune_after) as search:
@@ -131,7 +131,7 @@ def _train_trial(trial, config, dataset, folder, metric):
     from optuna.trial import TrialState
 
     from kdsr_jax import train
-    from kdsr_jax.data.digest import data_digest
+    from kdsr_jax.data.digest import data_digests
     from kdsr_jax.phase import PhaseRunner
     from kdsr_jax.search import Watch
 
@@ -142,7 +142,7 @@ def _train_trial(trial, config, dataset, folder, metric):
             phase = train.select_phase(run)
         except UserError as error:
             return TrialState.FAIL, {"ended": "failed"}, error
-        folder.claim_data(data_digest(run.dataset))
+        folder.claim_data(*data_digests(run.dataset))
         watch = Watch(trial, metric, phase.finished)
         try:
             record = PhaseRunner(run, dataclasses.replace(phase, finished=watch), folder).execute()

@@ -112,20 +112,20 @@ class Workdir:
         if differing:
             raise UserError(f"--workdir={self.path}: holds a run with another config; {'; '.join(differing)}")
 
-    def claim_data(self, digest, features=None, log=None):
+    def claim_data(self, digest, log, features=None):
         """Tie the run to its data at the first start, and refuse other data later.
 
         Args:
           digest: sha256 of the data.
-          features: as ``feature_digests`` gives them, to say more of what has changed.
           log: sha256 of the histories alone, by which runs are compared.
+          features: as ``feature_digests`` gives them, to say more of what has changed.
 
         Raises:
           UserError: the run began with data of another digest.
         """
-        processes.first(lambda: self._claim_data(digest, features or {}, log))
+        processes.first(lambda: self._claim_data(digest, log, features or {}))
 
-    def _claim_data(self, digest, features, log):
+    def _claim_data(self, digest, log, features):
         saved = self._read_json("config.json")
         if saved.get("data_sha256", digest) != digest:
             refuse_other_features(f"--workdir={self.path}", saved.get("features", {}), features)

@@ -89,13 +89,18 @@ def test_gradient_reaches_the_slots_and_nothing_else(worked):
     np.testing.assert_array_equal(gradient[..., 0], [[0, 1, 0], [0, 0, 0], [1, 1, 0]])
 
 
-@pytest.mark.parametrize("kind", ["train", "evaluation", "prefixes"])
-def test_every_target_of_a_log_with_its_history(kind):
+def windows_of(kind):
     log = interactions([2, 9, 3, 14, 1, 6])
     if kind == "evaluation":
         windows = evaluation_windows(log.offsets, np.maximum(log.lengths // 2, 1), log.lengths, max_length=5)
     else:
         windows = train_windows(log.offsets, log.lengths, 5, stride=2, prefixes=kind == "prefixes")
+    return log, windows
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluation", "prefixes"])
+def test_every_target_of_a_log_with_its_history(kind):
+    log, windows = windows_of(kind)
     resident = make_resident(log, windows)
     window, position, index = windows.targets()
     rows = np.random.default_rng(1).permutation(len(windows))
@@ -118,11 +123,7 @@ def test_every_target_of_a_log_with_its_history(kind):
 
 @pytest.mark.parametrize("kind", ["train", "evaluation", "prefixes"])
 def test_histories_on_the_host_give_the_same_batches(kind):
-    log = interactions([2, 9, 3, 14, 1, 6])
-    if kind == "evaluation":
-        windows = evaluation_windows(log.offsets, np.maximum(log.lengths // 2, 1), log.lengths, max_length=5)
-    else:
-        windows = train_windows(log.offsets, log.lengths, 5, stride=2, prefixes=kind == "prefixes")
+    log, windows = windows_of(kind)
     given, longest = (log, windows, Placement()), int(log.lengths.max()) - 1
     whole = DeviceHistories(*given)
     ids = np.random.default_rng(1).permutation(np.append(np.arange(len(windows)), [-1] * (-len(windows) % 4)))

@@ -253,7 +253,7 @@ def test_other_data_a_folder_of_something_else_and_a_damaged_database_are_refuse
     for workdir, complaint in (("run", "holds files but no search"), ("damaged", "cannot be used (")):
         code, _, err = tuned(line(tmp_path / workdir))
         assert code == 2 and complaint in err and err.count("\n") == 1
-    monkeypatch.setattr("kdsr_jax.data.digest.data_digest", lambda dataset: "other")
+    monkeypatch.setattr("kdsr_jax.data.digest.data_digests", lambda dataset: ("other", "log"))
     code, _, err = tuned(line(whole[0]))
     assert code == 2 and "the data is not what it began with" in err
 

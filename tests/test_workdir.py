@@ -297,10 +297,10 @@ def test_copy_of_a_run_is_a_run(tmp_path, config):
 def test_other_data_in_the_same_workdir_is_refused(tmp_path, tiny):
     config = tiny()
     with Workdir(tmp_path / "run", config) as folder:
-        folder.claim_data("a" * 64)
-        folder.claim_data("a" * 64)
+        folder.claim_data("a" * 64, "c")
+        folder.claim_data("a" * 64, "c")
         with pytest.raises(UserError, match="the data is not what this run began with"):
-            folder.claim_data("b" * 64)
+            folder.claim_data("b" * 64, "c")
     assert folder.read_json("config.json")["data_sha256"] == "a" * 64
 
 
@@ -309,10 +309,10 @@ def test_other_features_are_named_with_what_made_them(tmp_path, tiny):
         return {"text": {"sha256": sha256, "recipe": {"encoder": {"model": "m", "layer": layer}}}}
 
     with Workdir(tmp_path / "run", tiny()) as folder:
-        folder.claim_data("a" * 64, features("1", 6))
-        folder.claim_data("a" * 64, features("1", 6))
+        folder.claim_data("a" * 64, "c", features("1", 6))
+        folder.claim_data("a" * 64, "c", features("1", 6))
         message = r"the text features are not those that the run was trained with \(encoder.layer: 6 -> 3\)"
         with pytest.raises(UserError, match=message):
-            folder.claim_data("b" * 64, features("2", 3))
+            folder.claim_data("b" * 64, "c", features("2", 3))
         with pytest.raises(UserError, match="the data is not what this run began with"):
-            folder.claim_data("b" * 64, features("1", 6))
+            folder.claim_data("b" * 64, "c", features("1", 6))

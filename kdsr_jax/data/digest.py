@@ -6,24 +6,15 @@ from typing import Any
 import numpy as np
 
 
-def data_digest(dataset) -> str:
-    """Return the sha256 of what training and evaluation read of a dataset: histories, raw ids and features."""
-    digest = _log_digest(dataset.interactions)
-    for name, feature in dataset.features.items():
-        digest.update(name.encode() + feature.values.tobytes() + feature.has_feature.tobytes())
-    return digest.hexdigest()
-
-
-def log_digest(dataset) -> str:
-    """Return the sha256 of a dataset's histories and raw ids."""
-    return _log_digest(dataset.interactions).hexdigest()
-
-
-def _log_digest(data):
-    digest = hashlib.sha256()
+def data_digests(dataset) -> tuple[str, str]:
+    """Return the sha256 of what training and evaluation read of a dataset, histories, raw ids and features, and that without features."""
+    data, digest = dataset.interactions, hashlib.sha256()
     for part in (data.items, data.offsets, "\n".join(data.user_ids), "\n".join(data.item_ids)):
         digest.update(part.encode() if isinstance(part, str) else np.ascontiguousarray(part))
-    return digest
+    log = digest.hexdigest()
+    for name, feature in dataset.features.items():
+        digest.update(name.encode() + feature.values.tobytes() + feature.has_feature.tobytes())
+    return digest.hexdigest(), log
 
 
 def feature_digests(dataset) -> dict[str, dict[str, Any]]:
