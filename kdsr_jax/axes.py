@@ -156,16 +156,10 @@ def _check_combinations(config: Any, axes: Sequence[Axis]) -> None:
     candidates = [_listed(axis) for axis in axes]
     if math.prod(map(len, candidates)) > _MOST_CHECKED:
         candidates = [(axis.values[0], axis.values[-1]) for axis in axes]
+    fields, names = flatten(to_dict(config)), [axis.name for axis in axes]
     for values in itertools.islice(itertools.product(*candidates), _MOST_CHECKED):
-        fields = to_dict(config)
-        for axis, value in zip(axes, values, strict=True):
-            *groups, leaf = axis.name.split(".")
-            group = fields
-            for key in groups:
-                group = group[key]
-            group[leaf] = value
         try:
-            validate(fields)
+            validate(fields | dict(zip(names, values, strict=True)))
         except UserError as error:
             blamed = [axis for axis in axes if axis.name in str(error)] or axes
             raise UserError(f"{' '.join(f'--try={axis.word}' for axis in blamed)}: {error}") from None

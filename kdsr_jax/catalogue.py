@@ -5,4 +5,4 @@ PUBLIC = {"ml-1m": "movielens", "beauty": "amazon", "clothing": "amazon", "sport
 
 def names_of(source: str) -> list[str]:
     """Return the names of the data sets that a source has; none for "folder" and "planted"."""
-    return [name for name, builder in PUBLIC.items() if builder == source]
+    return [name for name, its_source in PUBLIC.items() if its_source == source]

@@ -15,7 +15,6 @@ import logging
 import os
 import pathlib
 import shutil
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -27,18 +26,6 @@ from kdsr_jax.errors import UserError
 from kdsr_jax.files import replace_file
 
 log = logging.getLogger("kdsr_jax")
-for _name in ("absl", "asyncio"):  # where orbax reports what it raises once more, in pages of tracebacks
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
-_told = sys.unraisablehook
-
-
-def _tell_unraisable(unraisable):
-    """Leave out what tensorstore says, once a file, when writes are still under way at orbax's first failed one."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        _told(unraisable)
-
-
-sys.unraisablehook = _tell_unraisable
 _SUMS = "SHA256SUMS"
 _DAMAGED, _UNFINISHED, _DISCARDED = ".damaged", ".unfinished", ".discarded"
 

@@ -21,6 +21,9 @@ from kdsr_jax.checks import not_among
 from kdsr_jax.config import unknown_field, validate
 from kdsr_jax.errors import UserError
 
+DEFAULTS = (
+    Path(__file__).absolute().parent.parent / "configs" / "default.py"
+)  # not in a package that was installed without it
 MODES = ("train", "stats", "evaluate")
 FLAGS = ("config", "workdir", "mode", "help")
 
@@ -167,7 +170,7 @@ def _importable(path: Path) -> Iterator[None]:
     """Let a config file import ``configs.default``: that beside it, else that of this repository."""
     before = list(sys.path)
     sys.path.insert(0, str(path.absolute().parent.parent))
-    sys.path.append(str(Path(__file__).absolute().parent.parent))
+    sys.path.append(str(DEFAULTS.parent.parent))
     try:
         yield
     finally:

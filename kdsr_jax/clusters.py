@@ -7,8 +7,7 @@ import numpy as np
 from kdsr_jax.errors import UserError
 from kdsr_jax.models.student import Facts
 from kdsr_jax.ops import quantize
-
-KMEANS_ITERATIONS = 30
+from kdsr_jax.teacher import KMEANS_ITERATIONS
 
 
 def item_facts(teachers, clustered, settings, seed):
@@ -28,7 +27,8 @@ def item_facts(teachers, clustered, settings, seed):
     """
     if not clustered:
         return {name: Facts(teacher.has_feature) for name, teacher in teachers.items()}
-    return {name: _cluster(name, teacher, settings, seed) for name, teacher in teachers.items()}
+    with jax.default_matmul_precision("float32"):  # as the teacher's
+        return {name: _cluster(name, teacher, settings, seed) for name, teacher in teachers.items()}
 
 
 def _cluster(name, teacher, settings, seed):

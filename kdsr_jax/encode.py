@@ -1,6 +1,6 @@
 """Make features of a folder's texts and pictures, for each entry of data.modalities.
 
-python -m kdsr_jax.encode --config=configs/folder.py --config.data.root=PATH [--layer=N] [--config.FIELD=VALUE ...]
+python -m kdsr_jax.encode --config=configs/folder.py --config.data.root=PATH [--config.FIELD=VALUE ...]
 """
 
 import logging
@@ -39,13 +39,12 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 2 after one line about what the user can put right, or 130 after Ctrl-C."""
     parser = Parser(prog="python -m kdsr_jax.encode", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--config", required=True, help="config file; its data.modalities name the encoders")
-    parser.add_argument("--layer", help="whose output is pooled, short for --config.encode.layer")
     logging.basicConfig(format="warning: %(message)s")
 
     def work():
         arguments, settings = parser.parse_known_args(words)
         config = cli.load_config(arguments.config)
-        cli.apply_settings(config, settings + ([f"--config.encode.layer={arguments.layer}"] if arguments.layer else []))
+        cli.apply_settings(config, settings, known=("config", "help"))
         validate(config)
         encode_all(config, config.data.modalities)
 

@@ -1,6 +1,7 @@
-"""The one exception for everything a user can put right, and how a command line answers it."""
+"""What a user can put right, as exceptions, and how a command line answers them."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -41,6 +42,7 @@ def answer(work: Callable[[], int | None], interrupted: str = "interrupted; the 
         nobody reads the output to its end.
     """
     keep_compiled()
+    _quiet_orbax()
     try:
         code = work() or 0
         sys.stdout.flush()
@@ -61,3 +63,18 @@ def answer(work: Callable[[], int | None], interrupted: str = "interrupted; the 
         said = " ".join(str(error).split())[:200]
         print(f"error: out of memory ({said}); take smaller batches, shorter histories or fewer items", file=sys.stderr)
         return 2
+
+
+def _quiet_orbax() -> None:
+    """Leave out the tracebacks that orbax and tensorstore print of a failed write besides raising it."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    told = sys.unraisablehook
+
+    def tell(unraisable):
+        if (
+            str(unraisable.exc_value) != "Event loop is closed"
+        ):  # once a file whose writing is under way at the first failure
+            told(unraisable)
+
+    sys.unraisablehook = tell

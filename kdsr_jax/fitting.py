@@ -47,7 +47,7 @@ def fit(
     folder = pathlib.Path(folder or tempfile.mkdtemp(prefix="kdsr-"))
     features = dict(features or {})
     entries = {name if "-" in name else f"{name}-given": values for name, values in features.items()}
-    config = cli.load_config(f"{_default_config()}:{variant or ('' if features else 'sasrec')}".removesuffix(":"))
+    config = cli.load_config(f"{cli.DEFAULTS}:{variant or ('' if features else 'sasrec')}".removesuffix(":"))
     words = {"data.name": NAME, "data.source": "folder", "data.root": folder / "data"}
     words |= {"data.modalities": ",".join(entries)} | overrides
     cli.apply_settings(config, [f"--config.{name}={value}" for name, value in words.items()])
@@ -68,10 +68,6 @@ def _contents(folder):
     """Return the sha256 of every file, by its place in a folder."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def _default_config():
-    return pathlib.Path(__file__).absolute().parent.parent / "configs" / "default.py"
 
 
 def _write_data(place, log, items, entries, columns):

@@ -280,7 +280,8 @@ class PhaseRunner:
         rows = 1 << (ids.shape[1] - 1).bit_length()
         ids = np.pad(ids[:1], ((0, 0), (0, rows - ids.shape[1])), constant_values=-1)
         resident, ids = self.histories.of(ids, longest)
-        norms = self.trainer.part_gradient_norms(state, resident, self.run.teachers, ids[0], length=longest)
+        with self._precision():
+            norms = self.trainer.part_gradient_norms(state, resident, self.run.teachers, ids[0], length=longest)
         return {name: float(value) for name, value in norms.items()}
 
     def _keep_ranks(self, evaluations, ranks):

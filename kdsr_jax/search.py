@@ -1,4 +1,4 @@
-"""The trials of a search, in WORKDIR/study.db, where processes of one machine share them. The only module with optuna.
+"""The trials of a search, in WORKDIR/study.db, where processes of one machine share them. Only it and ``tune`` import optuna.
 
 A trial belongs to the process that holds the lock of its folder, WORKDIR/trials/NUMBER. The system gives the lock back when
 that process ends, however it ends, so a trial that runs by the database but whose lock is free was left behind: the next
@@ -86,7 +86,7 @@ class Search:
           total: trials that the search shall have in the end.
 
         Returns:
-          (trial, its config, its Workdir, held), or None where enough trials are over or in the hands of other processes.
+          (trial, its config, its Workdir), or None where enough trials are over or in the hands of other processes.
 
         Raises:
           UserError: its settings do not go together; the trial is given up.

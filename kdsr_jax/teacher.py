@@ -123,7 +123,8 @@ def fit_teachers(features, settings, width, cache_dir=None, codes=True, own=None
         name = f"teacher-{_fingerprint(feature, settings, width, codes)}.npz"
         path = cache_dir and pathlib.Path(cache_dir) / name
         found = (own or {}).get(modality) or (path and _read_cache(path))
-        teachers[modality], reports[modality] = found or fit_teacher(feature, settings, width, codes)
+        with jax.default_matmul_precision("float32"):  # the same codes whatever the steps of training round to
+            teachers[modality], reports[modality] = found or fit_teacher(feature, settings, width, codes)
         if path and not found:
             with contextlib.suppress(OSError):  # the cache only saves time
                 _write_teacher(path, teachers[modality], reports[modality])

@@ -176,12 +176,11 @@ def _fit(config, dataset, folders):
     tabled, clustered = modality_names(config)
     features = dataset.features if tabled or clustered else {}
     settings = config.teacher, table_width(config), cache_folder()
-    with jax.default_matmul_precision("float32"):  # codes are the same whatever the steps of training round to
-        own = read_teachers(folders[0]) if folders else None
-        teachers, reports = fit_teachers(features, *settings, codes=config.distill.enabled, own=own)
-        for folder in folders if config.distill.enabled else ():
-            keep_teachers(folder, teachers, reports)
-        return teachers, item_facts(teachers, bool(clustered), config.model, config.teacher.seed), reports
+    own = read_teachers(folders[0]) if folders else None
+    teachers, reports = fit_teachers(features, *settings, codes=config.distill.enabled, own=own)
+    for folder in folders if config.distill.enabled else ():
+        keep_teachers(folder, teachers, reports)
+    return teachers, item_facts(teachers, bool(clustered), config.model, config.teacher.seed), reports
 
 
 def _train(configs, folders):

@@ -17,14 +17,13 @@ from typing import Any
 
 from kdsr_jax import axes, cli
 from kdsr_jax.checks import not_among
-from kdsr_jax.config import flatten, to_dict, validate
+from kdsr_jax.config import entries_read, flatten, to_dict, validate
 from kdsr_jax.errors import Diverged, Parser, UserError, answer
 from kdsr_jax.files import replace_file
 from kdsr_jax.labels import SELECT_K, SELECT_METRIC
 
 FLAGS = ("config", "workdir", "trials", "try", "metric", "prune-after", "help")
 _SHOWN = 5  # trials in the table at the end
-_DEFAULTS = pathlib.Path(__file__).absolute().parent.parent / "configs" / "default.py"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -103,7 +102,7 @@ def _search(config, searched, arguments):
                 trial, trial_config, folder = claimed
                 with folder:
                     say(f"trial {trial.number}: {_shown(trial.params)}")
-                    given = dataset if _read(trial_config) == _read(config) else None
+                    given = dataset if entries_read(trial_config) == entries_read(config) else None
                     state, facts, error = _train_trial(trial, trial_config, given, folder, arguments.metric)
                     search.finish(trial, state, facts, write_best)
                 if error:
@@ -112,13 +111,6 @@ def _search(config, searched, arguments):
                 print(_describe(trial, state, facts, arguments.metric), flush=True)
             search.refresh(write_best)
             _print_best(search, arguments)
-
-
-def _read(config):
-    """Return what decides what is loaded."""
-    from kdsr_jax.layout import modality_names
-
-    return to_dict(config)["data"], any(modality_names(config))
 
 
 def _train_trial(trial, config, dataset, folder, metric):
@@ -226,7 +218,7 @@ def config_file(config: Any, lines: Sequence[str]) -> str:
         config: a valid config.
         lines: of its docstring.
     """
-    default, fields = (flatten(c.to_dict()) for c in (cli.load_config(str(_DEFAULTS)), config))
+    default, fields = (flatten(c.to_dict()) for c in (cli.load_config(str(cli.DEFAULTS)), config))
     for name in ("data.root", "data.manual_dir", "forgetting.reference_workdir"):
         fields[name] = fields[name] and str(pathlib.Path(fields[name]).absolute())
     escaped = "\n".join(line.replace("\\", "\\\\").replace('"', '\\"') for line in lines)

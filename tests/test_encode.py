@@ -136,7 +136,7 @@ def test_files_by_another_recipe_are_never_mixed_or_overwritten(shop, letters, t
         (["--config.data.modalities=text-minilmm"], "did you mean text-minilm?"),
         (["--config.data.modalities=image-efficientnet-lite0"], "nothing for image-efficientnet-lite0 to read"),
         (["--config.encode.template={title"], "fields in braces"),
-        (["--layer=x"], "must be a whole number"),
+        (["--config.encode.layer=x"], "must be a whole number"),
     ],
 )
 def test_mistakes_are_one_line(shop, letters, capsys, words, message):

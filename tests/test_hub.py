@@ -185,7 +185,7 @@ def test_a_model_of_the_hub_is_known_by_its_commit(opened, folder, tmp_path, mon
 def test_layers_that_are_not_there_are_refused_at_the_start(opened):
     for entry in ("text-tests__bert", "image-tests__vit"):
         assert opened(entry, layer=-4).description["layer"] == 0
-        with pytest.raises(UserError, match="--layer=4: must be from -4 to 3 in this encoder"):
+        with pytest.raises(UserError, match="--config.encode.layer=4: must be from -4 to 3 in this encoder"):
             opened(entry, layer=4)
 
 

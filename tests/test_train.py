@@ -14,6 +14,7 @@ from kdsr_jax.data.interactions import train_lengths
 from kdsr_jax.errors import UserError
 from kdsr_jax.evaluate import Evaluator
 from kdsr_jax.phase import PhaseRunner
+from kdsr_jax.teacher import fit_teacher
 from kdsr_jax.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -414,7 +415,7 @@ def test_matrix_products_have_the_precision_asked_for(tiny, precision, written, 
     assert products and [line for line in products if written not in line] == []
 
 
-def test_rankings_have_the_precision_of_training_and_teachers_that_of_float32(finished, tiny, monkeypatch):
+def test_rankings_have_the_precision_of_training_and_teachers_that_of_float32(finished, tiny, monkeypatch, tmp_path):
     seen = []
 
     def looking(name, function):
@@ -424,7 +425,8 @@ def test_rankings_have_the_precision_of_training_and_teachers_that_of_float32(fi
 
         return look
 
-    monkeypatch.setattr(train, "fit_teachers", looking("teacher", train.fit_teachers))
+    monkeypatch.setenv("KDSR_CACHE", str(tmp_path))  # which holds no teacher yet
+    monkeypatch.setattr("kdsr_jax.teacher.fit_teacher", looking("teacher", fit_teacher))
     monkeypatch.setattr("kdsr_jax.evaluate.Evaluator.rank", looking("rank", Evaluator.rank))
     run = train.prepare(tiny("train.matmul_precision=tf32"))
     runner = PhaseRunner(run, train.refit_phase(run, 1), folder=None)
@@ -441,7 +443,13 @@ def test_a_compiled_chunk_needs_nothing_from_the_host(tiny):
         jax.block_until_ready(runner.train_chunk(state, same))
 
 
-@pytest.mark.parametrize("words", [(), ("eval.filter_seen=true", "model.name=srgnn", "distill.enabled=false")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param((), marks=pytest.mark.slow),
+        ("eval.filter_seen=true", "model.name=srgnn", "distill.enabled=false"),
+    ],
+)
 def test_histories_that_stay_on_the_host_train_and_rank_to_the_same_bits(tiny, words):
     states, ranks = [], []
     for where in ("device", "host"):

@@ -107,7 +107,7 @@ def _choose_source(data) -> str:
         raise UserError(f"--config.data.name={data.name}: the source {data.source} has no such data set; it has {have}")
     missing = f"no data set {data.name!r}: {place} holds none of {', '.join(folder.LOG_NAMES)}"
     if data.source == "auto":
-        missing += f", and this version has no TFDS builder of that name (it has {', '.join(PUBLIC)})"
+        missing += f", and it is none of those that are downloaded by name, {', '.join(PUBLIC)}"
     raise UserError(missing)
 
 

@@ -85,5 +85,5 @@ def place_of_layer(layer: int, count: int) -> int:
         UserError: there are only ``count``.
     """
     if not -count <= layer < count:
-        raise UserError(f"--layer={layer}: must be from {-count} to {count - 1} in this encoder")
+        raise UserError(f"--config.encode.layer={layer}: must be from {-count} to {count - 1} in this encoder")
     return layer % count

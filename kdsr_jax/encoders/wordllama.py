@@ -31,7 +31,7 @@ class WordLlama:
             UserError: a package is missing or has other weights, or there is no such layer.
         """
         if layer not in (-1, 0):
-            raise UserError(f"--layer={layer}: wordllama has one layer; leave it out")
+            raise UserError(f"--config.encode.layer={layer}: wordllama has one layer; leave it out")
         tokenizers, _ = require("tokenizers", INSTALL), require("safetensors", INSTALL)
         from safetensors.numpy import load_file
 

@@ -6,7 +6,6 @@ import pathlib
 
 import numpy as np
 
-import kdsr_jax
 from kdsr_jax import cli
 from kdsr_jax.config import NOT_FINGERPRINTED, flatten, to_dict
 from kdsr_jax.data.arrays import read_arrays
@@ -25,8 +24,9 @@ def collect(workdir: str | pathlib.Path) -> dict:
         workdir: folder of a run, finished or not.
 
     Returns:
-        "settings" (see ``compare_settings``), "overview", "selection", "result" and "examples" (those JSON files or None),
-        "lines" (of metrics.jsonl), "name" of the data set, "seed" and "breakdowns" (see ``break_down``).
+        "fields" (dotted name -> value), "settings" (see ``compare_settings``), "overview", "selection", "result" and
+        "examples" (those JSON files or None), "lines" (of metrics.jsonl), "name" of the data set, "seed" and "breakdowns"
+        (see ``break_down``).
     """
     folder = pathlib.Path(workdir)
     config = (read_json(folder / "config.json") or {}).get("config", {})
@@ -105,8 +105,7 @@ def break_down(file: pathlib.Path) -> dict | None:
 @functools.cache
 def _defaults():
     """Return the fields of configs/default.py; none where the package was installed without that folder."""
-    file = pathlib.Path(kdsr_jax.__file__).absolute().parents[1] / "configs" / "default.py"
-    return flatten(to_dict(cli.load_config(str(file)))) if file.is_file() else {}
+    return flatten(to_dict(cli.load_config(str(cli.DEFAULTS)))) if cli.DEFAULTS.is_file() else {}
 
 
 def _text(value):
