@@ -5,7 +5,7 @@
 Expect hr@20 14.0 and mrr@20 4.8 percent on test (three seeds) with these settings, the paper's. Its validation part prefers
 --config.train.ramp_epochs=0 --config.distill.lambda_code=0.1: 13.9 and 5.2 (two seeds).
 PATH/beauty holds interactions.* and features/text-minilm.npz.
-``configs/beauty.py:sasrec`` and the other variants (README, "Which model") are rows to compare with.
+``configs/beauty.py:sasrec`` and the other variants (docs/models.md) are rows to compare with.
 """
 
 from configs import default

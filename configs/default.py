@@ -27,8 +27,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
     data.max_length = 50  # items of the history a model reads
     data.window_stride = 0  # items between windows of a longer history; 0 = max_length / 2; not for prefixes
     data.modalities = ("image-facets", "text-facets")  # <modality>-<encoder> of features/*.npz; () = item ids only
-    # auto | device | host; where histories lie in training: all on the device, or on the host, of which a chunk of steps gets
-    # its own; auto = the device if they take up to an eighth of its memory; not in the fingerprint
+    # auto | device | host; where histories are kept in training: on the device, or on the host, which sends each chunk of steps
+    # only its own; auto = the device if they take up to an eighth of its memory; not in the fingerprint
     data.histories = "auto"
 
     data.columns = columns = ConfigDict()  # what the columns of a folder's files are called; not in the fingerprint
@@ -48,9 +48,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
     planted.feature_dim = 64  # width of the features, 8 or more
     planted.seed = 0  # of the shop and its log
 
-    config.encode = encode = (
-        ConfigDict()
-    )  # how kdsr_jax.encode makes features of a folder's items; not in the fingerprint
+    # how kdsr_jax.encode makes features of a folder's items; not in the fingerprint
+    config.encode = encode = ConfigDict()
     encode.missing = False  # make features files that are missing before training
     encode.text_fields = ()  # columns of items.* that make an item's text, in this order; () = all, the title first
     encode.field_characters = 400  # first characters that are taken of each
@@ -122,13 +121,13 @@ def get_config(argument: str | None = None) -> ConfigDict:
     train.ramp_start = 0.1  # share of the learning rate the ramp starts from (Section 3.3)
     train.ramp_end = 1.0  # and ends at; the official code has no ramp and keeps 0.25
     train.steps_per_call = 8  # steps of one bucket the device runs in a row; more are fewer calls but worse mixed
-    # inputs of matrix products: default (of the device: float32, on GPUs of late tf32, on TPUs bf16) | float32 | tf32 | bf16;
-    # teachers, sums, parameters and moments are float32 in any case; no effect on CPUs
+    # inputs of matrix products: default (of the device: float32 on CPUs, tf32 on recent GPUs, bf16 on TPUs) | float32 | tf32 |
+    # bf16; teachers, sums, parameters and moments are float32 in any case; no effect on CPUs
     train.matmul_precision = "default"
     train.patience = 5  # evaluations without a new best before training stops
 
     config.eval = evaluation = ConfigDict()
-    evaluation.protocol = "validation"  # validation | paper | both: who chooses the epoch, see the README
+    evaluation.protocol = "validation"  # validation | paper | both: who chooses the epoch, see docs/protocols.md
     evaluation.every = 1  # epochs between evaluations
     evaluation.topk = (5, 10, 20)  # cut-offs k of hr@k, mrr@k and ndcg@k, rising (5 and 20 in Table 2)
     evaluation.filter_seen = False  # leave out of the ranking what the history holds (the paper keeps it in)

@@ -4,7 +4,7 @@
 
 No run has been measured yet; an epoch has 1.5 times the targets of Beauty's and 1.5 times the items to score.
 PATH/sports holds interactions.* and features/text-minilm.npz.
-``configs/sports.py:sasrec`` and the other variants (README, "Which model") are rows to compare with.
+``configs/sports.py:sasrec`` and the other variants (docs/models.md) are rows to compare with.
 """
 
 from configs import default

@@ -59,9 +59,9 @@ def measure(config, workdir):
             rival = copy.deepcopy(config)
             rival.distill.update(fields)
             contestants[name] = Contestant(rival, dataset)
-        for _ in range(ROUNDS):
-            for name, contestant in contestants.items():
-                turns[name].append(contestant.turn())
+        for number in range(ROUNDS):
+            for name in list(RIVALS)[:: -1 if number % 2 else 1]:  # no rival always has the same one before it
+                turns[name].append(contestants[name].turn())
     finally:
         jax.clear_caches()  # the next setting compiles its own programs
     return {

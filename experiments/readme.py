@@ -40,14 +40,14 @@ def updated(text, make, folder=results.FOLDER):
 
 
 def summary(folder):
-    """Return the metrics of the study of all models in markdown, data set by data set, and where they were measured."""
+    """Return the metrics of the study of all models in markdown, data set by data set, without where they were measured."""
     file, parts = folder / SUMMARISED / "table.md", []
     for part in file.read_text().split("\n## ")[1:] if file.exists() else ():
         name, _, body = part.partition("\n")
         lines = [line.strip("| ").split(" | ") for line in body.strip().partition("\n\n")[0].splitlines()]
         places = [lines[0].index(column) for column in COLUMNS if column in lines[0]]
         table = "\n".join(f"| {' | '.join(line[place] for place in places)} |" for line in lines)
-        parts.append(f"**{name}**\n\n{table}\n\n{re.search('^Hardware: .*', body, re.MULTILINE)[0]}")
+        parts.append(f"**{name}**\n\n{table}")
     return "\n".join(f"\n{part}\n" for part in parts) + "\n"
 
 

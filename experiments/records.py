@@ -6,7 +6,7 @@ A row is an object with
   config         every field that can change a result, by dotted name
   reference      name of the folder of the run whose item table it is measured against, "" without
   data_sha256    of the data, None where the study trains nothing
-  validation, test, paper    metrics in percent, by name; see the protocols in the README; None where not run
+  validation, test, paper    metrics in percent, by name; see docs/protocols.md; None where not run
   best_epoch, epochs, paper_epochs, train_seconds, eval_seconds, parameters, teacher    as in result.json
   measures       what the study measured besides, by name
   workdir        name of the run's folder, and of the file in RESULTS/ranks/<dataset>/
@@ -57,7 +57,7 @@ def make_row(study, job, again=False):
     row |= {"reference": job.reference, "data_sha256": saved.get("data_sha256")} | {
         name: result.get(name) for name in RESULT
     }
-    row["measures"] = {name: _measured(name, measure, job) for name, measure in study.measures.items()}
+    row["measures"] = {name: _measured(name, measure, job, again) for name, measure in study.measures.items()}
     row["measures"] |= measure_ranks(study, job.config, job.workdir / "ranks.npz")
     row["measures"] |= {} if study.trains else {study.name: result}
     return row | {"workdir": job.workdir.name, "cores": os.cpu_count(), "commit": read_json(note)}
@@ -117,10 +117,10 @@ def measure_ranks(study, config, file):
     return {name: measure(config, ranks) for name, measure in study.rank_measures.items()}
 
 
-def _measured(name, measure, job):
-    """Return what a measure says of a finished run, kept in its folder."""
+def _measured(name, measure, job, again):
+    """Return what a measure says of a finished run, kept in its folder; again says that it is not taken from there."""
     file = job.workdir / f"measure-{name}.json"
-    found = read_json(file)
+    found = None if again else read_json(file)
     if found is None:
         found = measure(job.config, job.workdir)
         write_json(file, found)

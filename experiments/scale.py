@@ -261,27 +261,29 @@ def picture(found):
 
 INTRO = """# Scale
 
-How time and memory grow with the log and with the catalogue, measured by `python -m experiments.scale` (10⁸ interactions: `--interactions=100000000 --items=`), which writes
-`benchmarks/scale.json`; this page and its picture are drawn from that file alone (`--draw`). Every size is a process of its own;
-memory is its largest resident size. The exponent b of a power law a·xᵇ is fitted by least squares of the logarithms: 1 is
-proportional. Small sizes hold fixed costs, which make fitted exponents smaller than those of large sizes. The load is the number of runnable processes on two shared
-virtual cores, which the measurement itself can keep busy: **other work ran beside it** where the load is well above 2, and seconds may be too long.
+How time and memory grow with the log and with the catalogue, measured by `python -m experiments.scale` (10⁸ interactions:
+`--interactions=100000000 --items=`), which writes `benchmarks/scale.json`; this page and its picture are drawn from that file alone
+(`--draw`). Every size is a process of its own; memory is its peak resident memory. The exponent b of a power law a·xᵇ is fitted by least
+squares of the logarithms: 1 is proportional. Fixed costs weigh more at small sizes, so the fitted exponents are lower than they would be
+for large sizes alone. The load is the number of runnable processes on two shared virtual cores, which the measurement itself can keep
+busy: **other work ran beside it** where the load is well above 2, and seconds may be too long.
 
 ![Seconds and memory by size, both logarithmic](scale.svg)"""
 LOG_PROSE = """Users take random items at random times, 20 interactions a user and 50 an item on average, in parquet shards of at most
 2²⁰ rows that the folder source reads; 5-core, numbering, sorting, and keeping it all in the cache (checked by reading it back) are counted.
 
-Counted by hand, an interaction is: 16 bytes while the log is read (codes of user and item, 4 each, and the time, 8; in a mapped file
+Counted by hand, an interaction takes 16 bytes while the log is read (codes of user and item, 4 each, and the time, 8; in a mapped file
 where memory is short), 12 as a history (item 4, time 8), and 4 on the device. The peak is several times that: raw ids are
 texts, records are Python objects for a while, and what is kept in the cache is read back and compared."""
 CATALOGUE_PROSE = """Random histories of 20 items over N items, most of which are in none when N is large; {settings}. "Sampled" draws
-{sampled:,} items for each step's softmax (`train.sampled_items`). KDSR has one modality of 32 random numbers. Rankings are
-those of the evaluation, over all N items, top 20 included.
+{sampled:,} items for each step's softmax (`train.sampled_items`). `mesh` and `train.sparse_tables` have their defaults: `mesh.model` is 1,
+and every row of every table is updated, so nothing here measures sparse tables. KDSR has one modality, with 32 random numbers per item.
+Rankings are those of the evaluation, over all N items, top 20 included.
 
 Counted by hand, with d numbers a row: a row of a table that is trained is 4d bytes, and Adam's two moments 8d more; its gradient is another 4d
 within a step. At d = 32 that is 512 bytes an item for ids and 512 more for each modality's table, so 0.5 GB and 1 GB at 10⁶ items. The scores of
-a batch of T targets would be 4TN bytes, but no more than 64 targets' are held at a time where they fill 16 MiB: 0.26 GB at N = 10⁶;
-sampling replaces N by the number drawn. Adam touches every row of every table, so a step with sampling grows with N, too, unless
+a batch of T targets would be 4TN bytes, but they are made in chunks of 16 MiB, or of 64 targets where these take more: 0.26 GB at
+N = 10⁶; sampling replaces N by the number drawn. Adam touches every row of every table, so a step with sampling grows with N, too, unless
 `train.sparse_tables` leaves out the rows that a step does not need.
 A ranking multiplies d·N numbers, and an evaluation holds 48 MiB of scores at a time, whatever N is. An item also has its raw id, 4 bytes
 a character, and the features as they were read."""
@@ -292,7 +294,7 @@ LIMITS = """## Limits
   array_record shards and read back block by block. On a device they take 4 bytes an interaction; where that is more than an eighth of its memory
   (`data.histories=auto`), a chunk of steps brings the histories of its own windows along, to the same bits. They are not read through grain: a
   history in a mapped file needs no decoding and no other process, and windows begin anywhere in it. What must fit are the different ids and some
-  dozens of bytes a window and a test target. 2³¹ − 1 interactions are the most that numbers of 32 bits reach; more than 10⁸ were not tried.
+  dozens of bytes a window and a test target. 2³¹ − 1 interactions are the most that numbers of 32 bits reach; more than 10⁸ have not been tried.
 - **Tables are whole**: parameters and moments of all items are on the devices, spread over `mesh.model` of them. Item vectors that layers make
   (`model.item_scores=fused`, MMSRec) are made for 65,536 items at a time, or by every device for its own; the N vectors themselves are whole.
 - **`--mode=stats` of a planted shop** ranks every test target by its true law over all N items, which takes N times the targets: leave it out

@@ -2,7 +2,7 @@
 
     python -m experiments.table2 --config.data.root=PATH --datasets=beauty --seeds=0,1,2
 
-Models are as published (README, "Which model"); "tuned" trains their modality tables with the learning-rate ramp, KDSR
+Models are as published (docs/models.md); "tuned" trains their modality tables with the learning-rate ramp, KDSR
 distills into them besides.
 """
 

@@ -161,12 +161,12 @@ def _comparisons(compared, metrics):
     counts = sorted(row["users"] for row, _ in compared.values())
     users = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
     text = (
-        f"Differences on the seeds that both have, in percentage points, paired over {users} users (their metrics averaged over "
-        "seeds): 95 % intervals, not adjusted, p by Holm's method for the "
-        f"{len(compared)} comparisons of this dataset, and in brackets each seed's difference"
-        f"{'; Welch tests the means of the seeds, users unpaired' if welch else ''}. Intervals and p are about these trained "
-        "models: they do not know how much another seed would change, so with one seed they say nothing of the setting. "
-        f"† differs from {first['reference']}: p < {LEVEL}, and by the same sign in all of two seeds or more."
+        f"Differences in percentage points on the seeds that both have, paired over {users} users (metrics averaged over "
+        f"seeds): [95 % interval, not adjusted], p (by Holm's method for the {len(compared)} comparisons of this data set) and "
+        f"(each seed's difference).{' Welch compares the means of the seeds, users unpaired.' if welch else ''} Intervals and "
+        "p are about these trained models; they do not say how much another seed would change, so with one seed they say "
+        f"nothing about the setting. † differs from {first['reference']}: p < {LEVEL}, and the same sign in every seed, of at "
+        "least two."
     )
     return f"{text}\n\n{markdown(header, lines)}"
 
@@ -183,7 +183,7 @@ def _gain(runs, metrics, reference):
     """Say what the reference gains over the best setting without distillation; "" where it cannot be said."""
     others = [run for run in runs if run["label"] != reference]
     plain = [run for run in others if run["validation"] and not run["config"].get("distill.enabled")]
-    if not plain:
+    if not plain or not all(run["config"].get("distill.enabled") for run in runs if run["label"] == reference):
         return ""
     best = best_baseline(plain, plain[0]["dataset"], reference)
     by_seed = [{run["seed"]: run for run in runs if run["label"] == label} for label in (reference, best)]
@@ -200,7 +200,8 @@ def _gain(runs, metrics, reference):
 
 
 def _provenance(runs):
-    """Say where, with what and for how long a dataset's runs ran."""
+    """Say where, with what and for how long a dataset's runs ran; a run of several labels counts once."""
+    runs = list({run.get("workdir", id(run)): run for run in runs}.values())
     versions = {f"{name} {version}" for run in runs for name, version in (run["versions"] or {}).items()}
     commits = _listed(sorted({run["commit"] for run in runs}))
     seconds = sum((run["train_seconds"] or 0) + (run["eval_seconds"] or 0) for run in runs)

@@ -286,7 +286,6 @@ def test_warnings_of_the_package_are_plain_lines_on_stderr(command, planted, tra
 
 
 def test_stats_prints_one_line_of_json(command, planted):
-    pytest.importorskip("kdsr_jax.data.sources.planted")
     code, out, _ = command(planted, "--mode=stats", "--config.data.planted.num_users=300")
     assert code == 0 and out.count("\n") == 1
     line = json.loads(out)

@@ -32,17 +32,14 @@ def run_page(page, clone, *words):
         pytest.skip(f"all but the blocks that need packages ran; {done.stdout.splitlines()[-1]}")
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_a_page_runs(page, clone):
-    run_page(page, clone)
+def has_slow_blocks(page):
+    return any("slow" in words for _, words, _ in blocks((DOCS / f"{page}.md").read_text()))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if any("slow" in words for _, words, _ in blocks((DOCS / f"{page}.md").read_text()))],
+    "page", [pytest.param(page, marks=pytest.mark.slow) if has_slow_blocks(page) else page for page in PAGES]
 )
-def test_a_page_runs_with_its_slow_blocks(page, clone):
+def test_a_page_runs(page, clone):
     run_page(page, clone, "--slow")
 
 

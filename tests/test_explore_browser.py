@@ -15,7 +15,10 @@ import kdsr_jax
 from kdsr_jax.recommender import Recommender
 from kdsr_jax.report.text import clean
 
-pytestmark = pytest.mark.skipif(find_browser() is None, reason="needs a Chromium in the path")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_browser() is None, reason="needs a Chromium in the path"),
+]
 
 ATTACKS = [text for text in HOSTILE if "\ud800" not in text]  # which no file can hold
 SHOES = [f"shoe-{n:02}" for n in range(14)]

@@ -64,6 +64,7 @@ def test_sasrec_by_numbers(contestant):
     assert floor.seconds(counted, {"gflops": 1e-9, "gbytes": 1e-9}) == sum(counted["flops"].values()) + counted["bytes"]
 
 
+@pytest.mark.slow
 def test_distillation_is_counted_but_never_more_than_is_done(contestant):
     plain, distilled = (contestant(f":{kind}-sasrm") for kind in ("tuned", "kdsr"))
     least = [floor.count(model.work())["flops"] for model in (plain, distilled)]

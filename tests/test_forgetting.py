@@ -110,6 +110,7 @@ def test_a_run_that_measures_nothing_trains_the_same(finished, tiny, tmp_path, n
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
+@pytest.mark.slow
 def test_going_on_repeats_no_line(finished, tiny, tmp_path, monkeypatch):
     """Stopped before the first checkpoint of a phase, whose line of epoch 0 is then there already, and later."""
     train_epoch = PhaseRunner.train_epoch

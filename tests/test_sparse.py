@@ -69,7 +69,7 @@ DECAY = ("train.clip_norm=0.05", "train.weight_decay=0.01")
     [
         ("", DECAY),  # KDSR: tuned tables and distillation
         (":sasrec", ()),
-        (":sasrm", ("model.item_scores=fused",)),  # frozen tables
+        pytest.param(":sasrm", ("model.item_scores=fused",), marks=pytest.mark.slow),  # frozen tables
         pytest.param(":kdsr-kdsr_lite", (), marks=pytest.mark.slow),
         pytest.param(":kdsr-mmsr", (), marks=pytest.mark.slow),
         pytest.param(":srgnn", (), marks=pytest.mark.slow),

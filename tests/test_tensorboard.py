@@ -119,7 +119,3 @@ def test_without_the_package_a_run_that_asks_for_it_is_one_line_and_leaves_nothi
     with pytest.raises(UserError, match=r"--config\.log\.tensorboard=true needs tensorboardX.*pip install"):
         train.train_and_evaluate(tiny("log.tensorboard=true"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_nothing_imports_it_unasked(finished):
-    assert not (finished[0] / "tensorboard").exists()

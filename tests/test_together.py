@@ -62,6 +62,7 @@ def test_seeds_differ_and_stop_for_themselves(both):
     assert epochs[0] != epochs[1]
 
 
+@pytest.mark.slow
 def test_a_kill_between_two_seeds_changes_no_bit(both, configs, tmp_path, monkeypatch):
     workdirs = [tmp_path / f"seed{config.seed}" for config in configs]
     close_epoch = PhaseRunner.close_epoch

@@ -127,6 +127,7 @@ def test_the_best_file_gives_the_best_trials_config_from_anywhere(whole, tiny, t
     assert f"The best of 4 trials by mrr@20 on validation: {best.value:.4f} percent, trial {best.number}" in text
 
 
+@pytest.mark.slow
 def test_a_stopped_search_ends_as_if_it_had_not_been_stopped(whole, line, tuned, tmp_path, monkeypatch):
     workdir, epochs, train_epoch = tmp_path / "stopped", itertools.count(1), PhaseRunner.train_epoch
 

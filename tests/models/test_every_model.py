@@ -98,8 +98,16 @@ def test_gradients_are_finite_and_reach_the_tables(name, kind):
 # --- causality -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("name", ON_POSITIONS)
+@pytest.mark.parametrize(
+    ("name", "fusion"),
+    [
+        slow_unless(
+            name in ("nova", "difsr") or fusion == "gate", name, fusion
+        )  # the others fuse each position by itself
+        for name in ON_POSITIONS
+        for fusion in FUSIONS
+    ],
+)
 def test_future_items_do_not_change_a_bit_of_the_past(name, fusion):
     score = scorer(name, "tuned", fusion=fusion)
     history = np.random.default_rng(5).integers(1, N + 1, size=(3, LENGTH)).astype(np.int32)

@@ -8,6 +8,8 @@ import pytest
 
 from kdsr_jax.models import flat
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LEADING = [(), (3,), (2, 1), (2, 3, 4)]
 PAIRS = {
     "dense": (flat.Dense(6, bias_init=nn.initializers.normal(1.0)), nn.Dense(6, bias_init=nn.initializers.normal(1.0))),

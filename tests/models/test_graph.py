@@ -6,11 +6,14 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from graph_cases import BACKWARDS, relations_by_loops
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdsr_jax.models import graph
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROWS, LENGTH, ITEMS, CLUSTERS, LINKS = 4, 6, 4, 3, 2
 

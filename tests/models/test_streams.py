@@ -48,6 +48,7 @@ def trained(backbone, fusion):
     return lambda *arguments: jax.tree.map(np.asarray, step(variables["params"], *arguments))
 
 
+@pytest.mark.slow  # with one layer, test_every_model.py has the same
 @pytest.mark.parametrize(("backbone", "fusion"), STREAMS)
 def test_future_items_do_not_change_a_bit_of_any_score(backbone, fusion):
     score = scorer(backbone, fusion=fusion, **NARROW)

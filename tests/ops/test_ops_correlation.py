@@ -11,6 +11,8 @@ from jax.test_util import check_grads
 
 from kdsr_jax.ops import correlation, scoring
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SETTINGS = hypothesis.settings(max_examples=25)
 # Rows with 5, 0, 1, 2 and 3 valid positions own 10, 0, 0, 1 and 3 of the union's 14 pairs.
 VALID = np.array(

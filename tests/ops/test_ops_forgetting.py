@@ -10,6 +10,8 @@ import pytest
 
 from kdsr_jax.ops.forgetting import pair_cosines, pearson
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TABLE = jnp.array([[0.0, 0.0], [3.0, 4.0], [-4.0, 3.0], [6.0, 8.0], [1.0, 0.0]])
 
 

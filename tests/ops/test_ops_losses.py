@@ -15,6 +15,8 @@ from jax.test_util import check_grads
 
 from kdsr_jax.ops import losses
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SETTINGS = hypothesis.settings(max_examples=20)
 SIGMAS = ("sigmoid", "identity", "softmax")
 BAD_VALUES = (float("nan"), float("inf"), -float("inf"), 3e38)

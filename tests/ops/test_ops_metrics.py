@@ -11,6 +11,8 @@ import pytest
 
 from kdsr_jax.ops import metrics
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SETTINGS = hypothesis.settings(max_examples=40)
 METRICS = (metrics.hr_at_k, metrics.mrr_at_k, metrics.ndcg_at_k)
 

@@ -13,6 +13,8 @@ from jax.test_util import check_grads
 
 from kdsr_jax.ops import quantize
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SETTINGS = hypothesis.settings(max_examples=20)
 CODEBOOK = jnp.array([[0.0, 0.0], [2.0, 0.0], [0.0, 4.0]])
 LOSSES = (quantize.codebook_loss, quantize.commitment_loss)

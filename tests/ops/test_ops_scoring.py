@@ -13,6 +13,8 @@ from jax.test_util import check_grads
 
 from kdsr_jax.ops import scoring
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SETTINGS = hypothesis.settings(max_examples=30)
 NAMES = ("cosine", "dot", "euclidean", "manhattan")
 

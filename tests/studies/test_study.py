@@ -294,6 +294,14 @@ def test_what_is_no_training_is_done_anew_when_it_is_asked_for_again(run, tmp_pa
         assert rows_of(tmp_path)[0]["measures"]["some"] == {"n": n}
 
 
+def test_measures_are_done_anew_when_they_are_asked_for_again(run, work, tmp_path):
+    found = iter(range(9))
+    study = make_study(work, settings={"ids": Setting("sasrec")}, measures={"size": lambda *_: {"n": next(found)}})
+    for words, n in (((), 0), ((), 0), (("--again",), 1)):
+        assert run(*words, study=study)[0] == 0
+        assert rows_of(tmp_path)[0]["measures"]["size"] == {"n": n}
+
+
 def _arguments(tmp_path):
     import argparse
 

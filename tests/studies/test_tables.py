@@ -139,6 +139,16 @@ def test_the_gain_is_over_the_baseline_that_validation_chose():
     fewer = [row for row in rows if not (row["label"] == "SASRec" and row.get("seed") == 1)]
     assert f"gain of KDSR: +14.3 %, {gain} (0)." in metrics_table(fewer, METRICS)  # 16 / 14
     assert "Best baseline" not in metrics_table([row for row in rows if row["kind"] == "run"])
+    undistilled = [
+        row | {"config": row["config"] | {"distill.enabled": False}} if "config" in row else row for row in rows
+    ]
+    assert "Best baseline" not in metrics_table(undistilled, METRICS)
+
+
+def test_a_run_of_two_labels_counts_once():
+    [one] = [row for row in ROWS if row["kind"] == "run" and row["label"] == "SASRec" and row["seed"] == 0]
+    one = one | {"workdir": "folder"}
+    assert metrics_table([one, one | {"label": "again"}], METRICS).count(" 1 run, ") == 1
 
 
 def test_runs_of_a_setting_that_differ_besides_their_seeds_are_named():
