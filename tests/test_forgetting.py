@@ -102,6 +102,7 @@ def test_every_phase_logs_epoch_0_and_every_epoch(finished):
     assert read_log(finished[0])[0].keys() == {"phase", "epoch", "forgetting"}
 
 
+@pytest.mark.slow
 def test_a_run_that_measures_nothing_trains_the_same(finished, tiny, tmp_path, newest_checkpoint):
     config = tiny(PROTOCOL, "forgetting.num_pairs=0")
     train.train_and_evaluate(config, tmp_path)

@@ -123,6 +123,7 @@ def test_a_teacher_that_is_damaged_is_fitted_again(unfinished, config, assert_eq
     assert teacher.read_teachers(unfinished).keys() == {"image"}
 
 
+@pytest.mark.slow
 def test_killed_in_refit_ends_with_the_same_bits(finished, tiny_words, config, tmp_path, assert_equals_finished):
     workdir = tmp_path / "copy"
     shutil.copytree(finished[0], workdir, ignore=shutil.ignore_patterns("result.json", "ranks.npz", "refit"))

@@ -68,7 +68,7 @@ DECAY = ("train.clip_norm=0.05", "train.weight_decay=0.01")
     ("variant", "settings"),
     [
         ("", DECAY),  # KDSR: tuned tables and distillation
-        (":sasrec", ()),
+        pytest.param(":sasrec", (), marks=pytest.mark.slow),
         pytest.param(":sasrm", ("model.item_scores=fused",), marks=pytest.mark.slow),  # frozen tables
         pytest.param(":kdsr-kdsr_lite", (), marks=pytest.mark.slow),
         pytest.param(":kdsr-mmsr", (), marks=pytest.mark.slow),
@@ -172,6 +172,7 @@ def compiled_chunk(tiny, num_items, sparse_tables):
     return trainer.run_chunk.lower(state, resident, teachers, shape((2, 29), jnp.int32), length=4).compile()
 
 
+@pytest.mark.slow
 def test_what_a_step_works_on_does_not_grow_with_the_catalogue(tiny):
     # Memory besides arguments and results: gradients, updates, and every copy of a table. The compiler's count of bytes
     # moved is no measure, since it takes a look-up of a few rows for a reading of the whole table.
