@@ -1,6 +1,7 @@
 """What a user can put right, as exceptions, and how a command line answers them."""
 
 import argparse
+import functools
 import logging
 import os
 import sys
@@ -65,6 +66,7 @@ def answer(work: Callable[[], int | None], interrupted: str = "interrupted; the 
         return 2
 
 
+@functools.cache  # once a process
 def _quiet_orbax() -> None:
     """Leave out the tracebacks that orbax and tensorstore print of a failed write besides raising it."""
     for name in ("absl", "asyncio"):
@@ -72,9 +74,8 @@ def _quiet_orbax() -> None:
     told = sys.unraisablehook
 
     def tell(unraisable):
-        if (
-            str(unraisable.exc_value) != "Event loop is closed"
-        ):  # once a file whose writing is under way at the first failure
+        # Said once a file whose writing is under way at the first failure.
+        if str(unraisable.exc_value) != "Event loop is closed":
             told(unraisable)
 
     sys.unraisablehook = tell

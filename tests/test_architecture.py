@@ -182,6 +182,17 @@ def loaded_after(code):
     return set(completed.stderr.splitlines()[-1].split())
 
 
+def test_importing_it_leaves_the_logging_of_a_service_as_it_is():
+    program = """
+import logging, sys
+from kdsr_jax import Recommender
+for name in ("absl", "asyncio", None):
+    assert logging.getLogger(name).level < logging.CRITICAL, name
+assert sys.unraisablehook is sys.__unraisablehook__
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=PACKAGE.parent, timeout=120)
+
+
 def test_the_package_itself_imports_nothing_heavy():
     assert loaded_after("import kdsr_jax") == set()
 
