@@ -19,6 +19,7 @@ import numpy as np
 
 from experiments import tables
 from experiments.panels import arrange
+from experiments.processes import in_turns
 from experiments.study import Setting, Study, main
 from kdsr_jax.data import Dataset
 from kdsr_jax.data.features import Features
@@ -59,9 +60,8 @@ def measure(config, workdir):
             rival = copy.deepcopy(config)
             rival.distill.update(fields)
             contestants[name] = Contestant(rival, dataset)
-        for number in range(ROUNDS):
-            for name in list(RIVALS)[:: -1 if number % 2 else 1]:  # no rival always has the same one before it
-                turns[name].append(contestants[name].turn())
+        for name in in_turns(RIVALS, ROUNDS):
+            turns[name].append(contestants[name].turn())
     finally:
         jax.clear_caches()  # the next setting compiles its own programs
     return {

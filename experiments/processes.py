@@ -62,8 +62,14 @@ def contestant(name, tree=None, **environment):
     return Worker(name, [sys.executable, "-P", str(SCRIPT)], cwd=tree, env=os.environ | settings)
 
 
+def in_turns(names, rounds):
+    """Yield all names once a round, every other round backwards, so that none always comes after the same other one."""
+    for number in range(rounds):
+        yield from list(names)[:: -1 if number % 2 else 1]
+
+
 def take_turns(workers, rounds, arguments):
-    """Let workers take turns, every other round backwards, so that none is always the one that comes after another.
+    """Let workers take turns; see ``in_turns``.
 
     Args:
       workers: dict name -> Worker.
@@ -74,9 +80,8 @@ def take_turns(workers, rounds, arguments):
       dict name -> list of answers, one a round.
     """
     answers = {name: [] for name in workers}
-    for number in range(rounds):
-        for name in list(workers)[:: -1 if number % 2 else 1]:
-            answers[name].append(workers[name].ask("turn", **arguments.get(name, {})))
+    for name in in_turns(workers, rounds):
+        answers[name].append(workers[name].ask("turn", **arguments.get(name, {})))
     return answers
 
 

@@ -40,7 +40,7 @@ def updated(text, make, folder=results.FOLDER):
 
 
 def summary(folder):
-    """Return the metrics of the study of all models in markdown, data set by data set, without where they were measured."""
+    """Return the metrics of the study of all models in markdown, data set by data set."""
     file, parts = folder / SUMMARISED / "table.md", []
     for part in file.read_text().split("\n## ")[1:] if file.exists() else ():
         name, _, body = part.partition("\n")

@@ -100,10 +100,8 @@ def test_gradients_are_finite_and_reach_the_tables(name, kind):
 
 @pytest.mark.parametrize(
     ("name", "fusion"),
-    [
-        slow_unless(
-            name in ("nova", "difsr") or fusion == "gate", name, fusion
-        )  # the others fuse each position by itself
+    [  # all but nova and difsr fuse each position by itself
+        slow_unless(name in ("nova", "difsr") or fusion == "gate", name, fusion)
         for name in ON_POSITIONS
         for fusion in FUSIONS
     ],
