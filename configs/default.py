@@ -122,7 +122,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     train.ramp_end = 1.0  # and ends at; the official code has no ramp and keeps 0.25
     train.steps_per_call = 8  # steps of one bucket the device runs in a row; more are fewer calls but worse mixed
     # inputs of matrix products: default (of the device: float32 on CPUs, tf32 on recent GPUs, bf16 on TPUs) | float32 | tf32 |
-    # bf16; teachers, sums, parameters and moments are float32 in any case; no effect on CPUs
+    # bf16; teachers, sums, parameters and moments are float32 in any case; on CPUs bf16 rounds in the softmax over all items alone
     train.matmul_precision = "default"
     train.patience = 5  # evaluations without a new best before training stops
 

@@ -63,7 +63,9 @@ COMMON = {
 def main(words=None):
     """Measure, and write what was measured; returns an exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--models", default=",".join(PEERS), help="of %(default)s")
+    parser.add_argument(
+        "--models", default=",".join(PEERS), help="of %(default)s; +FIELD=VALUE... behind one sets fields of ours"
+    )
     parser.add_argument("--config", default="configs/beauty.py", help="config file; --config.FIELD=VALUE sets a field")
     parser.add_argument("--steps", type=int, default=16, help="of a turn")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each; 0 leaves the speeds as they are")
@@ -81,20 +83,24 @@ def compare(arguments, settings):
     Raises:
       UserError: an unknown model or setting, or there is no environment for the peers.
     """
-    if unknown := [name for name in arguments.models.split(",") if name not in PEERS]:
+    entries = {entry: entry.split("+") for entry in arguments.models.split(",")}
+    if unknown := [model for model, *_ in entries.values() if model not in PEERS]:
         raise UserError(f"--models: there is no {unknown[0]!r} to compare with; there are {', '.join(PEERS)}")
     if not os.path.exists(arguments.python):
         raise UserError(f"{arguments.python} is missing; run make -C benchmarks/peers, or name another --python")
     settings = [*(f"--config.{name}={value}" for name, value in SHARED.items()), *settings]
-    configs = {name: read_config(f"{arguments.config}:{name}", settings) for name in arguments.models.split(",")}
+    words = {
+        entry: [*settings, *(f"--config.{change}" for change in changes)] for entry, (_, *changes) in entries.items()
+    }
+    configs = {entry: read_config(f"{arguments.config}:{entries[entry][0]}", words[entry]) for entry in entries}
     config = next(iter(configs.values()))
     name, folder = config.data.name, pathlib.Path(arguments.folder).absolute()
     parts = write_atomic_files(load_dataset(config.data, ()).interactions, folder, name, config.data.max_length)
     saved = read_json(arguments.out) or {}
-    for model, config in configs.items():
-        row = saved.setdefault(name, {}).setdefault(model, {})
+    for entry, config in configs.items():
+        row = saved.setdefault(name, {}).setdefault(entry, {})
         with contextlib.ExitStack() as stack:
-            pair = Pair(config, arguments, settings, folder, parts, stack)
+            pair = Pair(entry, config, arguments, words[entry], folder, parts, stack)
             if arguments.rounds:
                 row |= pair.speed(arguments.rounds, arguments.steps)
                 write_json(arguments.out, saved)
@@ -159,7 +165,7 @@ def write_atomic_files(interactions, folder, name, max_length):
 class Pair:
     """One of theirs and ours, each in a process that ends with a contextlib.ExitStack."""
 
-    def __init__(self, config, arguments, settings, folder, parts, stack):
+    def __init__(self, entry, config, arguments, settings, folder, parts, stack):
         self.folder, self.model, name = folder, config.model.name, config.data.name
         self.ours = contestant(self.model)
         stack.callback(self.ours.close)
@@ -175,7 +181,7 @@ class Pair:
             "folder": str(folder),
             "name": name,
         }
-        self._start["checkpoint"] = str(folder / f"{name}-{self.model}.pt")
+        self._start["checkpoint"] = str(folder / f"{name}-{entry}.pt")
         self.facts = self.theirs.ask("start", **self._start)
         sizes = [self.facts["targets"], *self.facts["evaluated"].values(), self.facts["items"]]
         if sizes != [*parts.values(), self.work["items"]] or self.work["targets"] != parts["train"]:

@@ -24,15 +24,25 @@ class Objective:
       num_items: N, from which these are drawn, however many rows the student's tables have.
       rows: dict length of histories -> rows of such a batch, less those that fill it up for the devices; what is missing is
         taken as it comes.
+      rounded: as in ``losses.next_item_loss``, of the softmax over all items.
     """
 
     def __init__(
-        self, student, distill, score_fn, num_splits, cluster_weight=0.0, placement=None, sampled_items=0, rows=None
+        self,
+        student,
+        distill,
+        score_fn,
+        num_splits,
+        cluster_weight=0.0,
+        placement=None,
+        sampled_items=0,
+        rows=None,
+        rounded=jnp.float32,
     ):
         self.student, self.distill, self.placement = student, distill, placement
         self.sampled_items, self.num_items = sampled_items, student.num_items
         self.score_fn, self.num_splits, self.cluster_weight = score_fn, num_splits, cluster_weight
-        self.rows = rows or {}
+        self.rows, self.rounded = rows or {}, rounded
 
     @property
     def pairs_per_modality(self):
@@ -100,14 +110,14 @@ class Objective:
         """
         place = self.placement
         if place is None or place.data * place.model == 1:
-            return losses.next_item_loss(representations, vectors, targets, mask)
+            return losses.next_item_loss(representations, vectors, targets, mask, rounded=self.rounded)
 
         def group(array):
             padded = jnp.pad(array, [(0, -len(array) % place.data)] + [(0, 0)] * (array.ndim - 1))
             return place.spread(padded.reshape(place.data, -1, *array.shape[1:]), "data")
 
         def loss(*arrays):
-            return losses.next_item_loss(*arrays, chunk_bytes=losses.CHUNK_BYTES * place.model)
+            return losses.next_item_loss(*arrays, losses.CHUNK_BYTES * place.model, self.rounded)
 
         mask = group(mask)
         vectors = place.spread(vectors, "model")

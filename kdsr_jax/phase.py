@@ -5,6 +5,7 @@ import functools
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kdsr_jax import processes, reporting
@@ -69,10 +70,19 @@ class PhaseRunner:
         self.histories = place_histories(*given)
         tuned = run.student.modalities if run.student.tuned else ()
         optimizer, self._schedules = make_optimizer(config.train, tuned, self.batches.steps_per_epoch)
-        scoring = config.teacher.score_fn, config.teacher.num_splits
-        weights = config.model.cluster_weight, run.placement, config.train.sampled_items
-        rows = {bucket.length: bucket.rows for bucket in self.batches.buckets}
-        objective = Objective(run.student, config.distill, *scoring, *weights, rows)
+        # On CPUs jax does not round factors by itself, and to do so pays in the largest products only.
+        by_hand = config.train.matmul_precision == "bf16" and jax.default_backend() == "cpu"
+        objective = Objective(
+            run.student,
+            config.distill,
+            config.teacher.score_fn,
+            config.teacher.num_splits,
+            cluster_weight=config.model.cluster_weight,
+            placement=run.placement,
+            sampled_items=config.train.sampled_items,
+            rows={bucket.length: bucket.rows for bucket in self.batches.buckets},
+            rounded=jnp.bfloat16 if by_hand else jnp.float32,
+        )
         of_trainer = config.train.batch_size, run.placement, config.train.sparse_tables
         self.trainer = Trainer(objective, optimizer, *of_trainer)
 

@@ -115,6 +115,9 @@ def test_comparison_from_end_to_end_and_on(stand_in, tmp_path, capsys):
     code, further = stand_in("--rounds=0", "--epochs=2")
     assert code == 0 and [epoch["seconds"] for epoch in further["quality"]["theirs"]] == [51.0, 52.0]
     assert further["ratio"] == row["ratio"]
+    assert stand_in("--models=sasrec+train.matmul_precision=bf16", "--rounds=1", "--epochs=1")[0] == 0
+    rows = json.loads((tmp_path / "peers.json").read_text())["planted"]
+    assert rows["sasrec"] == further and set(rows) == {"sasrec", "sasrec+train.matmul_precision=bf16"}
     (tmp_path / "peers.json").unlink()
     assert stand_in("--rounds=0", "--epochs=3")[0] == 2
     assert "remove it" in capsys.readouterr().err

@@ -413,6 +413,8 @@ def test_matrix_products_have_the_precision_asked_for(tiny, precision, written, 
     text = runner.train_chunk(runner._abstract_state(), 0)
     products = [line for line in text.splitlines() if "dot_general" in line]
     assert products and [line for line in products if written not in line] == []
+    rounded = [line for line in products if "bf16>" in line]  # by hand: the softmax over all items
+    assert len(rounded) == (3 * len(runner.batches.buckets) if precision == "bf16" else 0)
 
 
 def test_rankings_have_the_precision_of_training_and_teachers_that_of_float32(finished, tiny, monkeypatch, tmp_path):

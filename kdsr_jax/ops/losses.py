@@ -114,7 +114,12 @@ def dissected_loss(code_logits: jax.Array, codes: jax.Array, mask: jax.Array) ->
 
 
 def next_item_loss(
-    representations: jax.Array, vectors: jax.Array, targets: jax.Array, mask: jax.Array, chunk_bytes: int = CHUNK_BYTES
+    representations: jax.Array,
+    vectors: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array,
+    chunk_bytes: int = CHUNK_BYTES,
+    rounded: jax.typing.DTypeLike = jnp.float32,
 ) -> jax.Array:
     """Return the recommender's loss, full-softmax cross-entropy over all N items (section 3.1), per valid position.
 
@@ -128,6 +133,7 @@ def next_item_loss(
         the last row makes the loss NaN.
       mask: [P] bool, True at valid positions.
       chunk_bytes: of a chunk's scores, > 0; changes speed and memory, not the result. A chunk has 64 positions at least.
+      rounded: what the factors of the products are rounded to, float32 or bfloat16; sums are float32.
 
     Returns:
       Scalar >= 0 in nats, the mean over valid positions; 0 if there are none. Padding takes no part.
@@ -141,29 +147,32 @@ def next_item_loss(
     # Zeros for what is masked, so that an overflow there does not reach a product with another row's weight of zero.
     representations = jnp.where(mask[:, None], representations, 0.0)
     longest = max(SHORTEST_CHUNK, chunk_bytes // (4 * vectors.shape[0]))
-    return _linear_cross_entropy(representations, vectors, targets, mask, longest)
+    return _linear_cross_entropy(representations, vectors, targets, mask, longest, rounded)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _linear_cross_entropy(representations, vectors, targets, mask, longest):
-    chunks = _chunks((representations, targets, mask), longest)
-    values = jax.lax.map(lambda chunk: _scored(vectors, *chunk)[0], chunks)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _linear_cross_entropy(representations, vectors, targets, mask, longest, rounded):
+    chunks, factors = _chunks((representations, targets, mask), longest), vectors.astype(rounded)
+    values = jax.lax.map(lambda chunk: _scored(factors, *chunk)[0], chunks)
     return jnp.sum(values) / jnp.maximum(jnp.sum(mask), 1)
 
 
-def _linear_cross_entropy_forward(representations, vectors, targets, mask, longest):
+def _linear_cross_entropy_forward(representations, vectors, targets, mask, longest, rounded):
     # The loss is a scalar, so its gradient is known here up to the factor that arrives in the backward pass: that of a score is
     # the item's share of the position's softmax, less one if it is the target.
     count = jnp.maximum(jnp.sum(mask), 1)
     weight = jnp.where(mask, 1.0 / count, 0.0)[:, None]
+    factors = vectors.astype(rounded)
+    # Float32 vectors are the fastest left to XLA; rounded ones have to be turned round beforehand.
+    turned = None if rounded == jnp.float32 else jax.lax.optimization_barrier(factors.T)
 
     def add(sums, chunk):
         rows, _, mask = chunk
-        value, powers, total = _scored(vectors, *chunk)
+        value, powers, total = _scored(factors, *chunk)
         share = jnp.where(mask, 1.0 / (count * total), 0.0)[:, None]
         # [d, p], turned round after the scan only: next to the product, XLA would turn the powers [N, p] round instead.
-        to_rows = share.T * (vectors.T @ powers)
-        return (sums[0] + value, sums[1] + powers @ (share * rows)), to_rows
+        to_rows = share.T * _product(factors.T if turned is None else turned, powers)
+        return (sums[0] + value, sums[1] + _product(powers, (share * rows).astype(rounded))), to_rows
 
     chunks = _chunks((representations, targets, mask), longest)
     (total, to_vectors), to_rows = jax.lax.scan(add, (jnp.zeros((), vectors.dtype), jnp.zeros_like(vectors)), chunks)
@@ -173,7 +182,7 @@ def _linear_cross_entropy_forward(representations, vectors, targets, mask, longe
     return total / count, (to_rows, to_vectors)
 
 
-def _linear_cross_entropy_backward(longest, saved, cotangent):
+def _linear_cross_entropy_backward(longest, rounded, saved, cotangent):
     return *(gradient * cotangent for gradient in saved), None, None
 
 
@@ -189,16 +198,28 @@ def _chunks(arrays, longest):
     return tuple(a.reshape(count, -1, *a.shape[1:]) for a in padded)
 
 
-def _scored(vectors, rows, targets, mask):
+def _product(first, second, axis=0):
+    """Multiply matrices of one type along the last axis of the first and an axis of the second, with float32 sums."""
+    if first.dtype == jnp.float32:
+        return first @ (second.T if axis else second)
+
+    @jax.custom_batching.sequential_vmap  # XLA has no batch of such products on CPUs
+    def product(first, second):
+        return jax.lax.dot_general(first, second, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)
+
+    return product(first, second)
+
+
+def _scored(factors, rows, targets, mask):
     """Score a chunk, item by position: its products are the fastest so, as nothing of that size is turned round.
 
     Returns:
-      (sum of the valid rows' losses, exp(scores less their position's highest) [N, p], their sums [p]).
+      (sum of the valid rows' losses, exp(scores less their position's highest) [N, p] rounded as factors are, their sums [p]).
     """
-    scores = vectors @ rows.T
+    scores = _product(factors, rows.astype(factors.dtype), axis=1)
     highest = jnp.max(scores, axis=0)
-    powers = jnp.exp(scores - highest[None])
-    total = jnp.sum(powers, axis=0)
+    powers = jnp.exp(scores - highest[None]).astype(factors.dtype)
+    total = jnp.sum(powers, axis=0, dtype=jnp.float32)
     of_target = jnp.take_along_axis(scores, targets[None], axis=0)[0]
     return jnp.sum(jnp.where(mask, jnp.log(total) + (highest - of_target), 0.0)), powers, total
 

@@ -294,6 +294,28 @@ def test_next_item_loss_is_the_same_however_it_is_cut(chunk_bytes):
     np.testing.assert_allclose(loss(representations, vectors), expected[0], rtol=1e-5)  # the pass without a gradient
 
 
+@pytest.mark.parametrize("chunk_bytes", [1, 10**6])
+@pytest.mark.parametrize("width", [5, 32])
+def test_rounded_factors_change_little_alone_and_side_by_side(chunk_bytes, width):
+    first, second = (next_items(seed, positions=130, items=400, width=width) for seed in (3, 4))
+
+    def loss(rounded, representations, vectors, targets, mask):
+        return losses.next_item_loss(representations, vectors, targets, mask, chunk_bytes, rounded)
+
+    def trained(rounded):
+        return jax.jit(jax.value_and_grad(functools.partial(loss, rounded), (0, 1)))
+
+    exact, near = trained(jnp.float32)(*first), trained(jnp.bfloat16)(*first)
+    assert near[0] != exact[0]  # it is rounded
+    np.testing.assert_allclose(near[0], exact[0], rtol=1e-3)
+    for got, want in zip(near[1], exact[1], strict=True):
+        assert got.dtype == jnp.float32
+        assert np.linalg.norm(got - want) < 0.01 * np.linalg.norm(want)  # bfloat16 has 8 bits
+    np.testing.assert_allclose(loss(jnp.bfloat16, *first), near[0], rtol=1e-5)  # the pass without a gradient
+    both = jax.jit(jax.vmap(trained(jnp.bfloat16)))(*(jnp.stack(pair) for pair in zip(first, second, strict=True)))
+    jax.tree.map(lambda got, want: np.testing.assert_allclose(got[0], want, rtol=1e-5, atol=1e-7), both, near)
+
+
 def test_next_item_gradient_matches_finite_differences_and_scales():
     representations, vectors, targets, mask = next_items(1, positions=70, items=6, width=3)
 
