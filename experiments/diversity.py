@@ -3,6 +3,7 @@
 import numpy as np
 
 from kdsr_jax import train
+from kdsr_jax.layout import precision
 from kdsr_jax.workdir import Workdir
 
 TOP = 20  # items of a list
@@ -29,7 +30,8 @@ def measure(config, workdir):
     with Workdir(workdir, config, create=False) as folder:
         runner = train.reopen(config, folder)
         run, state = runner.run, runner.load_best()
-    lists = runner.evaluator.top_items(state.params, state.frozen, TOP)
+    with precision(config):
+        lists = runner.evaluator.top_items(state.params, state.frozen, TOP)
     exposure = np.bincount(lists.ravel(), minlength=run.student.num_items + 1)[1:]
     return {
         "coverage@20": 100 * float((exposure > 0).mean()),

@@ -79,14 +79,14 @@ def names(value: Any) -> Complaint:
 def template(value: Any) -> Complaint:
     """Check for a text with fields in braces, ``{title}`` or ``{title:.100}`` for its first 100 characters; "" is fine."""
     try:
-        fields = [
-            (name, length) for _, name, length, how in string.Formatter().parse(value) if (name, how) != (None, None)
-        ]
-        right = all(re.fullmatch(r"\w+", name) and re.fullmatch(r"(\.\d+)?", length) for name, length in fields)
-        conversions = any(how for *_, how in string.Formatter().parse(value))
+        fields = [field for _, *field in string.Formatter().parse(value) if field[0] is not None]
+        right = all(
+            re.fullmatch(r"[^\W\d]\w*", name) and re.fullmatch(r"(\.\d+)?", length) and not conversion
+            for name, length, conversion in fields
+        )
     except (ValueError, TypeError):
-        right, conversions, fields = False, False, ()
-    right = right and not conversions and (fields or value == "")
+        right, fields = False, ()
+    right = right and (fields or value == "")
     return None if right else "must be a text with fields in braces, such as '{title}. {plot:.400}'"
 
 

@@ -15,7 +15,7 @@ from kdsr_jax.config import NOT_FINGERPRINTED, flatten
 from kdsr_jax.errors import Parser, UserError, answer
 from kdsr_jax.files import replace_file
 from kdsr_jax.labels import COLUMNS, SELECT_METRIC, names_of_runs
-from kdsr_jax.report.files import read_json, read_lines
+from kdsr_jax.report.files import read_json, read_lines, saved_run
 from kdsr_jax.report.text import clean
 
 NOTHING = "–"
@@ -85,9 +85,7 @@ def read_run(folder: str) -> RunRecord:
         UserError: it holds no run.
     """
     path = pathlib.Path(folder)
-    saved = read_json(path / "config.json")
-    if not (isinstance(saved, dict) and isinstance(saved.get("config"), dict)):
-        raise UserError(f"{folder}: holds no run of kdsr_jax; give the --workdir of runs")
+    saved = saved_run(path)
     settings = {name: value for name, value in flatten(saved["config"]).items() if name not in NOT_FINGERPRINTED}
     result = _dict(read_json(path / "result.json"))
     lines = [line for line in map(_clean_line, read_lines(path / "metrics.jsonl")) if line]

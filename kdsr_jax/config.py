@@ -209,8 +209,7 @@ def _check_data(fields: Mapping[str, Any]) -> None:
     if names_of(source) and name not in names_of(source):
         raise _error(fields, "data.source", f"has {', '.join(names_of(source))}, not --config.data.name={name}")
     if not fields["data.root"] and source != "planted" and (source, name) != ("auto", "planted"):
-        clustered = needs_clusters(fields["model.name"], fields["model.cluster_weight"])
-        featured = entries and (clustered or fields["model.tables"] != "none")
+        featured = entries and _reads_features(fields)
         wanted = f"features/{entries[0]}.npz; FILE:sasrec needs none" if featured else ""
         if wanted or source == "folder" or name not in PUBLIC:
             wanted = wanted if name in PUBLIC and source != "folder" else "interactions.*"
@@ -271,8 +270,12 @@ def _check_backbone(fields: Mapping[str, Any]) -> None:
 def entries_read(config: Any) -> tuple[str, ...]:
     """Return the entries of data.modalities whose features a config's model reads: all of them, or none."""
     model = config.model
-    wanted = model.tables != "none" or needs_clusters(model.name, model.cluster_weight)
-    return tuple(config.data.modalities) if wanted else ()
+    return tuple(config.data.modalities) if reads_features(model.name, model.tables, model.cluster_weight) else ()
+
+
+def reads_features(name: str, tables: str, cluster_weight: float) -> bool:
+    """Say whether a model, by its config fields, reads features of items, as tables or for clusters."""
+    return tables != "none" or needs_clusters(name, cluster_weight)
 
 
 def needs_clusters(name: str, cluster_weight: float) -> bool:
@@ -280,13 +283,16 @@ def needs_clusters(name: str, cluster_weight: float) -> bool:
     return name in CLUSTERED or cluster_weight > 0
 
 
+def _reads_features(fields: Mapping[str, Any]) -> bool:
+    return reads_features(*(fields[f"model.{name}"] for name in ("name", "tables", "cluster_weight")))
+
+
 def _check_widths(fields: Mapping[str, Any]) -> None:
     dim = fields["model.dim"]
     if dim % fields["model.num_heads"]:
         raise _error(fields, "model.num_heads", f"must divide --config.model.dim={dim}")
     width = fields["teacher.condensed_dim"] or dim
-    condensed = fields["model.tables"] != "none" or needs_clusters(fields["model.name"], fields["model.cluster_weight"])
-    if condensed and width % fields["teacher.num_splits"]:
+    if _reads_features(fields) and width % fields["teacher.num_splits"]:
         source = "teacher.condensed_dim" if fields["teacher.condensed_dim"] else "model.dim"
         raise _error(fields, "teacher.num_splits", f"must divide the condensed width, --config.{source}={width}")
 

@@ -108,21 +108,22 @@ def read_shop(config: Any) -> Shop:
     """Read the items of a folder data set, their texts, and the list of their pictures."""
     from kdsr_jax.data import load_dataset
     from kdsr_jax.data.sources import folder
-    from kdsr_jax.encoders.items import picture_files, render, text_fields
+    from kdsr_jax.encoders.items import picture_files, render, template_fields, text_fields
 
     dataset, settings = load_dataset(config.data, ()), config.encode
     if dataset.oracle is not None:
         raise UserError("the planted shop brings its features; there is nothing to encode")
     place = folder.place(config.data.root, config.data.name)
     ids, items = [str(raw) for raw in dataset.interactions.item_ids[1:]], (dataset.items or [{}])[1:]
-    fields = list(settings.text_fields or text_fields(items))
-    if settings.text_fields and items:
-        held = {name for item in items for name in item}
-        for name in fields:
-            if name not in held:
-                raise UserError(
-                    f"--config.encode.text_fields: no item has {name!r}; they have {', '.join(sorted(held))}"
-                )
+    columns = config.data.columns
+    given = {columns.item_id, columns.title} - {"title"}  # they are there as item_id and title, too
+    fields = list(settings.text_fields or [name for name in text_fields(items) if name not in given])
+    flag, named = "text_fields", settings.text_fields
+    if settings.template:
+        flag, named = "template", template_fields(settings.template)
+    held = {name for item in items for name in item}
+    if unknown := [name for name in named if items and name not in held]:
+        raise UserError(f"--config.encode.{flag}: no item has {unknown[0]!r}; they have {', '.join(sorted(held))}")
     recipe = {"fields": fields, "field_characters": settings.field_characters}
     recipe = {"template": settings.template} if settings.template else recipe
     texts = {

@@ -20,7 +20,7 @@ class Told(UserError):
 
 
 class Diverged(UserError):
-    """A loss or the gradient became NaN or infinite; other settings may do better."""
+    """A loss, the gradient or a score became NaN or infinite; other settings may do better."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,11 +59,18 @@ def answer(work: Callable[[], int | None], interrupted: str = "interrupted; the 
         print(interrupted, file=sys.stderr)
         return 130
     except Exception as error:
-        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+        if not (said := out_of_memory(error)):
             raise
-        said = " ".join(str(error).split())[:200]
-        print(f"error: out of memory ({said}); take smaller batches, shorter histories or fewer items", file=sys.stderr)
+        print(f"error: {said}", file=sys.stderr)
         return 2
+
+
+def out_of_memory(error: Exception) -> str:
+    """Say in one line that memory was not enough and what to do; "" where the error is another one."""
+    if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+        return ""
+    said = " ".join(str(error).split())[:200]
+    return f"out of memory ({said}); take smaller batches, shorter histories or fewer items"
 
 
 @functools.cache  # once a process

@@ -6,7 +6,7 @@ import numpy as np
 
 from kdsr_jax.data.batches import Batches
 from kdsr_jax.data.sequences import limit_targets
-from kdsr_jax.errors import UserError
+from kdsr_jax.errors import Diverged
 from kdsr_jax.models.student import candidates_of
 from kdsr_jax.ops import metrics
 from kdsr_jax.resident import at_slots, cut_batch, place_histories
@@ -59,7 +59,7 @@ class Evaluator:
           (ranks [num_targets] int32 from 1, coverage@20: the share of the catalogue in any top 20).
 
         Raises:
-          UserError: a score is NaN or infinite.
+          Diverged: a score is NaN or infinite.
         """
         variables = {"params": params, "frozen": frozen}
         candidates = self._candidates(variables)
@@ -70,7 +70,7 @@ class Evaluator:
             arrays = self._rank_batch(variables, candidates, *self._histories.of(ids, length), length=length)
             instance, rank, finite, batch_shown = jax.device_get(arrays)
             if not finite:
-                raise UserError("the model gives scores that are NaN or infinite; lower --config.train.learning_rate")
+                raise Diverged("the model gives scores that are NaN or infinite; lower --config.train.learning_rate")
             real = instance >= 0
             ranks[instance[real]] = rank[real]
             shown |= batch_shown

@@ -8,6 +8,7 @@ import numpy as np
 
 from kdsr_jax.data.interactions import item_counts, statistics, train_lengths
 from kdsr_jax.explain import most_alike
+from kdsr_jax.layout import precision
 from kdsr_jax.models.student import candidates_of
 from kdsr_jax.report.bins import histogram
 from kdsr_jax.report.pictures import item_picture
@@ -111,7 +112,8 @@ def _score(run, state, histories):
         last = jnp.take_along_axis(states, (histories > 0).sum(1)[:, None, None] - 1, 1)[:, 0]
         return last @ candidates_of(run.student, variables).T
 
-    return np.asarray(score(state.params, state.frozen, run.placement.put(histories)))
+    with precision(run.config):
+        return np.asarray(score(state.params, state.frozen, run.placement.put(histories)))
 
 
 def _without_seen(run, scores, users, targets):

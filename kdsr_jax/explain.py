@@ -6,8 +6,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from kdsr_jax.cache import cache_folder
+from kdsr_jax.config import entries_read
+from kdsr_jax.layout import table_width
 from kdsr_jax.ops.scoring import DISTANCES, SCORE_FNS
-from kdsr_jax.teacher import pair_correlations
+from kdsr_jax.teacher import fit_teachers, pair_correlations, read_teachers
 
 
 class Link(NamedTuple):
@@ -44,6 +47,26 @@ class Explanation(NamedTuple):
     rank: int
     links: list[Link]
     shares: list[dict[str, float]]
+
+
+def teachers_of(config, features, folder=None):
+    """Return the teachers of a finished run; they are fitted where there are none.
+
+    Args:
+      config: the run's.
+      features: dict modality -> Features, as the run reads them or, where it reads item ids alone, those at hand.
+      folder: the run's, which may hold the teachers that it was trained with.
+
+    Returns:
+      dict modality -> Teacher; empty where features that the run does not read are too few for ``teacher.num_splits`` parts.
+    """
+    width = table_width(config)
+    if not entries_read(config):  # then no width was ever held against these features
+        width = min([width, *(min(f.values.shape[1], int(f.has_feature.sum())) for f in features.values())])
+        width -= width % config.teacher.num_splits
+    own = read_teachers(folder) if folder else None
+    arguments = features if width else {}, config.teacher, width, cache_folder()
+    return fit_teachers(*arguments, codes=config.distill.enabled, own=own)[0]
 
 
 def explain(recommender, read, number):

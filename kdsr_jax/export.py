@@ -65,7 +65,7 @@ def export(workdir, out, onnx=False):
         raise UserError(f"--out={out}: exists already; give a new folder")
     try:
         import flatbuffers  # noqa: F401 - for jax.export
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
     except ImportError as error:
         raise UserError("exports need safetensors and flatbuffers; pip install 'kdsr-jax[export]'") from error
     missing = [name for name in ("jax2onnx", "onnxruntime") if onnx and importlib.util.find_spec(name) is None]
@@ -78,7 +78,7 @@ def export(workdir, out, onnx=False):
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        manifest = _write(recommender, temporary, save_file, onnx)
+        manifest = _write(recommender, temporary, save, onnx)
         temporary.rename(out)
     except OSError as error:
         raise UserError(f"--out={out}: cannot be written ({error.strerror})") from error
@@ -90,7 +90,7 @@ def export(workdir, out, onnx=False):
     return manifest
 
 
-def _write(recommender, folder, save_file, onnx):
+def _write(recommender, folder, save, onnx):
     import jax
     import numpy as np
 
@@ -101,7 +101,8 @@ def _write(recommender, folder, save_file, onnx):
     flat = {"/".join(key.key for key in path): a for path, a in jax.tree_util.tree_leaves_with_path(variables)}
     if onnx:
         (folder / "scorer.onnx").write_bytes(_onnx_scorer(recommender))
-    save_file({name: np.ascontiguousarray(array) for name, array in flat.items()}, folder / "params.safetensors")
+    content = save({name: np.ascontiguousarray(array) for name, array in flat.items()})
+    (folder / "params.safetensors").write_bytes(content)
     np.save(folder / "item_vectors.npy", vectors)
     (folder / "item_ids.json").write_text(json.dumps([str(raw) for raw in recommender.item_ids[1:]]))
     shutil.copyfile(pathlib.Path(__file__).with_name("export_loader.py"), folder / "load.py")
@@ -122,13 +123,16 @@ def _scorer(recommender, variables, vectors):
     import jax
     import jax.export
 
+    from kdsr_jax.layout import precision
+
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (variables, vectors))
     (rows,) = jax.export.symbolic_shape("n")
     histories = jax.ShapeDtypeStruct((rows, recommender.config.data.max_length), "int32")
     limit = jax.config.jax_traceback_in_locations_limit
     jax.config.update("jax_traceback_in_locations_limit", 0)  # the same bytes wherever this package lies
     try:
-        exported = jax.export.export(recommender.score_histories, platforms=PLATFORMS)(*shapes, histories)
+        with precision(recommender.config):
+            exported = jax.export.export(recommender.score_histories, platforms=PLATFORMS)(*shapes, histories)
     finally:
         jax.config.update("jax_traceback_in_locations_limit", limit)
     return bytes(exported.serialize())
@@ -174,7 +178,7 @@ def _try_onnx(recommender, content):
     lengths = {1, 2, min(3, longest), longest}
     histories = [rng.integers(1, recommender.num_items, length, np.int32, endpoint=True) for length in lengths]
     expected = recommender.scores(histories)
-    rows = np.stack([np.pad(row, (0, longest - len(row))) for row in (row[-longest:] for row in histories)])
+    rows = np.stack([np.pad(row, (0, longest - len(row))) for row in histories])
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     error = np.abs(session.run(["scores"], {"histories": rows})[0] - expected).max() / np.abs(expected).max()
     if not error < ONNX_ERROR:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from kdsr_jax import checkpoint
-from kdsr_jax.config import differing_keys, needs_clusters, to_dict
+from kdsr_jax.config import differing_keys, reads_features, to_dict
 from kdsr_jax.data.arrays import read_arrays
 from kdsr_jax.errors import UserError
 from kdsr_jax.ops.forgetting import pair_cosines, pearson
@@ -102,7 +102,7 @@ def reference_table(workdir, config, interactions):
     try:
         saved = json.loads((folder / "config.json").read_text())["config"]
         model = saved["model"]
-        alone = model["tables"] == "none" and not needs_clusters(model["name"], model.get("cluster_weight", 0))
+        alone = not reads_features(model["name"], model["tables"], model.get("cluster_weight", 0))
         finished = (folder / "result.json").is_file()
         ids = {name: ids.tolist() for name, ids in read_arrays(folder / "ids.npz", ("user_ids", "item_ids")).items()}
     except (OSError, ValueError, KeyError, TypeError, UserError) as error:

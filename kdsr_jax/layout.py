@@ -1,11 +1,20 @@
 """From a config to the Student that it describes; nothing is allocated."""
 
+import jax
+
 from kdsr_jax.config import needs_clusters
 from kdsr_jax.models.student import FrozenDict, Student
 
 # Fields of the model group that some backbones alone read.
 OPTIONS = {"mmsr": ("official_quirks",), "mmsr_nodes": ("official_quirks",), "mmsrec": ("score_temperature",)}
+# train.matmul_precision -> what jax calls it.
+_PRECISIONS = {"default": None, "float32": "float32", "tf32": "tensorfloat32", "bf16": "BF16_BF16_F32"}
 _SAME = ("dim", "num_layers", "num_heads", "hidden_dropout", "attention_dropout", "fusion", "readout", "short_term")
+
+
+def precision(config):
+    """Return the context in which a run trains, ranks and recommends: what the inputs of matrix products are rounded to."""
+    return jax.default_matmul_precision(_PRECISIONS[config.train.matmul_precision])
 
 
 def table_width(config):

@@ -18,15 +18,13 @@ from kdsr_jax.errors import UserError
 from kdsr_jax.evaluate import Evaluator, summarise
 from kdsr_jax.events import Events
 from kdsr_jax.labels import SELECT_K
+from kdsr_jax.layout import precision
 from kdsr_jax.objective import Objective
 from kdsr_jax.ops.correlation import MOST_PAIRS
 from kdsr_jax.optim import make_optimizer
 from kdsr_jax.report.page import refresh_report
 from kdsr_jax.resident import place_histories
 from kdsr_jax.train_step import Trainer
-
-# train.matmul_precision -> what jax calls it.
-PRECISIONS = {"default": None, "float32": "float32", "tf32": "tensorfloat32", "bf16": "BF16_BF16_F32"}
 
 
 class PhaseRunner:
@@ -147,7 +145,7 @@ class PhaseRunner:
 
     def evaluate(self, state):
         """Rank all targets; returns (metrics in percent with coverage@20, ranks)."""
-        with self._precision():
+        with precision(self.run.config):
             ranks, coverage = self.evaluator.rank(state.params, state.frozen)
         topk = sorted({*self.run.config.eval.topk, SELECT_K})
         return summarise(ranks, topk) | {"coverage@20": 100 * coverage}, ranks
@@ -207,7 +205,7 @@ class PhaseRunner:
         self._log(line | seconds)
         totals = {name: record[name] + value for name, value in seconds.items()}
         record = {"epoch": epoch, "evaluations": evaluations, **totals}
-        score = self.phase.score(evaluations) if self.phase.evaluates(epoch) else -1.0
+        score = self.phase.score(evaluations[-1]) if self.phase.evaluates(epoch) else -1.0
         checkpoints.save(epoch, self.trainer.to_store(state), record, score)
         if processes.is_first():
             refresh_report(self.folder)
@@ -254,9 +252,6 @@ class PhaseRunner:
         chunks = self.batches.chunks_per_epoch
         return reporting.EpochProgress(self.phase.name, epoch, self.phase.epochs, chunks, last_metrics)
 
-    def _precision(self):
-        return jax.default_matmul_precision(PRECISIONS[self.run.config.train.matmul_precision])
-
     def train_chunk(self, state, index, warmup=False):
         """Train chunk ``index`` of ``batches``.
 
@@ -274,7 +269,7 @@ class PhaseRunner:
     def run_steps(self, run_chunk, states, ids, length, warmup):
         """Call ``Trainer.run_chunk``, or ``run_chunks`` with an axis of seeds, in the precision that the config asks for."""
         resident, ids = self.histories.of(ids, length)
-        with self._precision():
+        with precision(self.run.config):
             return run_chunk(states, resident, self.run.teachers, ids, length=length, warmup=warmup)
 
     def _gradient_norms(self, state):
@@ -290,7 +285,7 @@ class PhaseRunner:
         rows = 1 << (ids.shape[1] - 1).bit_length()
         ids = np.pad(ids[:1], ((0, 0), (0, rows - ids.shape[1])), constant_values=-1)
         resident, ids = self.histories.of(ids, longest)
-        with self._precision():
+        with precision(self.run.config):
             norms = self.trainer.part_gradient_norms(state, resident, self.run.teachers, ids[0], length=longest)
         return {name: float(value) for name, value in norms.items()}
 
@@ -298,7 +293,7 @@ class PhaseRunner:
         """Write ranks.npz of the refit's best evaluation so far."""
         if self.phase.name != "refit":
             return
-        scores = [self.phase.score(evaluations[: n + 1]) for n in range(len(evaluations))]
+        scores = [self.phase.score(evaluation) for evaluation in evaluations]
         if max(scores[:-1], default=-1.0) >= scores[-1]:
             return  # the first of equal ones stays, as among the checkpoints
         e = self.evaluator

@@ -31,7 +31,7 @@ class Phase:
       epochs: at most so many.
       evaluates: epoch -> whether it is evaluated after that epoch.
       finished: list of evaluations so far ({"epoch", "metrics"}) -> whether to stop early.
-      score: evaluations so far, the newest last -> the newest checkpoint's score; the best is kept, and its ranks.
+      score: an evaluation -> its checkpoint's score; the best checkpoint is kept, and its ranks.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Phase:
     epochs: int
     evaluates: Callable[[int], bool]
     finished: Callable[[list], bool]
-    score: Callable[[list], float]
+    score: Callable[[dict], float]
 
 
 def select_phase(run):
@@ -67,7 +67,7 @@ def select_phase(run):
         epochs=config.train.epochs,
         evaluates=lambda epoch: _is_due(config, epoch),
         finished=finished,
-        score=lambda evaluations: scores(evaluations)[-1],
+        score=lambda newest: newest["metrics"][SELECT_METRIC],
     )
 
 
@@ -86,8 +86,7 @@ def refit_phase(run, best_epoch):
         chosen_done = best_epoch is None or any(e["epoch"] == best_epoch for e in evaluations)
         return periodic and chosen_done and _no_new_best(evaluations) >= config.train.patience
 
-    def score(evaluations):
-        newest = evaluations[-1]
+    def score(newest):
         return newest["metrics"][SELECT_METRIC] if best_epoch is None else float(newest["epoch"] == best_epoch)
 
     return Phase(

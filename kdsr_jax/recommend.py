@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from kdsr_jax.config import fingerprint
 from kdsr_jax.errors import Parser, UserError, answer
 from kdsr_jax.files import replace_file
 
@@ -59,7 +60,7 @@ def _work(arguments):
         _write(recommender, users, arguments)
         return
     for user in users:
-        history = data.items[data.offsets[user] : data.offsets[user + 1]]
+        (history,) = _histories(data, [user])
         print(f"user {data.user_ids[user]}, {len(history)} items, the newest {data.item_ids[history[-1]]}")
         raw = data.item_ids[history]
         _print(recommender, recommender.recommend(raw, arguments.k, **_options(arguments)))
@@ -115,9 +116,8 @@ def _write(recommender, users, arguments):
 
     out = pathlib.Path(arguments.out)
     data, parts = recommender.dataset.interactions, out.with_name(out.name + ".parts")
-    config = json.loads((pathlib.Path(arguments.workdir) / "config.json").read_text())
     job = [
-        config["fingerprint"],
+        fingerprint(recommender.config),
         _model_digest(recommender),
         data_digests(recommender.dataset),
         arguments.k,

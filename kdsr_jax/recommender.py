@@ -19,18 +19,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdsr_jax.cache import cache_folder
 from kdsr_jax.checkpoint import load_best_variables
 from kdsr_jax.config import entries_read, from_dict
 from kdsr_jax.data import entries_at_hand, load_dataset
 from kdsr_jax.data.arrays import read_arrays
 from kdsr_jax.data.digest import feature_digests
 from kdsr_jax.errors import UserError
-from kdsr_jax.explain import Explanation, explain
-from kdsr_jax.layout import make_student, table_width
+from kdsr_jax.explain import Explanation, explain, teachers_of
+from kdsr_jax.layout import make_student, precision
 from kdsr_jax.models.student import candidates_of
-from kdsr_jax.report.files import read_json
-from kdsr_jax.teacher import fit_teachers, likeness_to, read_teachers
+from kdsr_jax.report.files import saved_run
+from kdsr_jax.teacher import likeness_to
 from kdsr_jax.workdir import refuse_other_features
 
 SCORE_BYTES = 64 * 2**20  # of one batch's scores [B, N]; larger only costs memory
@@ -77,12 +76,11 @@ class Recommender:
           UserError: there is no finished run, or its checkpoint or its ids are damaged.
         """
         path = pathlib.Path(path)
-        saved = read_json(path / "config.json")
-        if not (isinstance(saved, dict) and isinstance(saved.get("config"), dict)):
-            raise UserError(f"{path}: there is no run here; give the --workdir of a finished one")
-        if read_json(path / "result.json") is None:
-            raise UserError(f"{path}: the run is not finished; train it to the end first")
-        config = from_dict(saved["config"])
+        saved = saved_run(path, finished=True)
+        try:
+            config = from_dict(saved["config"])
+        except UserError as error:
+            raise UserError(f"{path}: the run was trained by another version ({error})") from error
         if data_root is not None:
             config.data.root = str(data_root)
         item_ids = read_arrays(path / "ids.npz", ("item_ids",))["item_ids"]
@@ -219,7 +217,8 @@ class Recommender:
             newest = self._newest(part, rows, min(longest, self.config.data.max_length))
             seen = _padded(part if exclude_seen else [], rows, longest if exclude_seen else 1)
             arguments = self.variables, self.item_vectors, newest, seen, allowed
-            best = jax.device_get(self._top(*arguments, k=k, approximate=approximate))
+            with precision(self.config):
+                best = jax.device_get(self._top(*arguments, k=k, approximate=approximate))
             items[place], scores[place] = (array[: len(part)] for array in best)
         return items, scores
 
@@ -281,22 +280,20 @@ class Recommender:
 
     @functools.cached_property
     def teachers(self) -> dict[str, Any]:
-        """The run's Teacher of each modality, for a model without features of those at hand, made or read at the first use.
+        """The run's Teacher of each modality, made or read at the first use; a model of ids alone gets them of the features at hand.
 
         Raises:
           UserError: features are missing, or not those that the run was trained with.
         """
-        settings, codes = self.config.teacher, self.config.distill.enabled
         dataset = self._load(entries_read(self.config) or entries_at_hand(self.config.data))
         refuse_other_features(self.config.data.name, self._run_features, feature_digests(dataset))
-        features = dataset.features
-        arguments = features, settings, table_width(self.config), cache_folder()
-        return fit_teachers(*arguments, codes=codes, own=read_teachers(self._folder) if self._folder else None)[0]
+        return teachers_of(self.config, dataset.features, self._folder)
 
     def scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """Return the scores [n, N] of all items after histories of item numbers, as ``top_items`` takes them."""
         newest = self._newest(histories, len(histories), self.config.data.max_length)
-        return np.asarray(self.score_histories(self.variables, self.item_vectors, newest))
+        with precision(self.config):
+            return np.asarray(self.score_histories(self.variables, self.item_vectors, newest))
 
     def _newest(self, histories, count, width):
         return _padded([row[-self.config.data.max_length :] for row in histories], count, width)
@@ -304,7 +301,8 @@ class Recommender:
     @functools.cached_property
     def item_vectors(self):
         """[N, dim] float32, on the device: what histories are compared with."""
-        return jax.jit(functools.partial(candidates_of, self.student))(self.variables)
+        with precision(self.config):
+            return jax.jit(functools.partial(candidates_of, self.student))(self.variables)
 
     @functools.cached_property
     def score_histories(self):
@@ -332,6 +330,8 @@ class Recommender:
     def _allowed(self, wanted):
         if wanted is None:
             return None
+        if isinstance(wanted, str | bytes):
+            raise UserError(f"filter: is a collection of item ids or a function, not the text {wanted!r}")
         known = wanted if callable(wanted) else {str(raw) for raw in wanted}.__contains__
         return np.array([bool(known(str(raw))) for raw in self.item_ids[1:]])
 

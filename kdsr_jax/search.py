@@ -98,7 +98,8 @@ class Search:
             left = [trial for trial in running if not self._held(trial.number)]
             if sum(trial.state in OVER for trial in trials) + len(running) - len(left) >= total:
                 return None
-            trial = optuna.Trial(self._study, left[0]._trial_id) if left else self._ask(trials)
+            self._seed(left[0].number if left else sum(trial.state != TrialState.WAITING for trial in trials))
+            trial = optuna.Trial(self._study, left[0]._trial_id) if left else self._study.ask()
             settings = {axis.name: axis.suggest(trial) for axis in self.axes}
             try:
                 config = with_settings(self.config, settings)
@@ -168,11 +169,10 @@ class Search:
         elif differing := _differing(saved, identity):
             raise UserError(f"--workdir={self.path}: holds another search; {'; '.join(differing)}")
 
-    def _ask(self, trials):
-        number = sum(trial.state != TrialState.WAITING for trial in trials)
+    def _seed(self, number):
+        """Let the settings of a trial be drawn by its number, also where another process left off between two of them."""
         seed = np.random.SeedSequence([self.config.seed, number]).generate_state(1)[0]
         self._study.sampler = optuna.samplers.TPESampler(seed=int(seed))
-        return self._study.ask()
 
     def _write(self, write_best):
         if ranking := self.ranking():

@@ -192,7 +192,7 @@ def _train(configs, folders):
     for run, folder in zip(runs, folders, strict=True):
         folder.write_arrays("ids.npz", user_ids=ids.user_ids, item_ids=ids.item_ids)
         folder.write_json("overview.json", overview(run, count_parameters(run.abstract_params)))
-    forgetting = [make_forgetting(run) for run in runs]
+    forgetting = [make_forgetting(first)] * len(runs)  # the same pairs for every seed
     announce(first)
     selections = [folder.read_json("selection.json") for folder in folders]
     undecided = [n for n, selection in enumerate(selections) if selection is None]

@@ -18,7 +18,7 @@ from typing import Any
 from kdsr_jax import axes, cli
 from kdsr_jax.checks import not_among
 from kdsr_jax.config import entries_read, flatten, to_dict, validate
-from kdsr_jax.errors import Diverged, Parser, UserError, answer
+from kdsr_jax.errors import Diverged, Parser, UserError, answer, out_of_memory
 from kdsr_jax.files import replace_file
 from kdsr_jax.labels import SELECT_K, SELECT_METRIC
 
@@ -78,6 +78,10 @@ def _work(arguments, settings):
         import optuna  # noqa: F401 - asked for before anything heavy is loaded
     except ImportError as error:
         raise UserError(f'a search needs optuna ({error}); pip install "kdsr-jax[tune]"') from error
+    if config.encode.missing:
+        from kdsr_jax.encode import encode_missing
+
+        encode_missing(config)
     _search(config, searched, arguments)
 
 
@@ -108,7 +112,7 @@ def _search(config, searched, arguments):
                 if error:
                     message = f"trial {trial.number}, {_shown(trial.params)}, is given up: {error}"
                     raise UserError(f"{message}; the same command tries others")
-                print(_describe(trial, state, facts, arguments.metric), flush=True)
+                print(_describe(trial, facts, arguments.metric), flush=True)
             search.refresh(write_best)
             _print_best(search, arguments)
 
@@ -117,7 +121,7 @@ def _train_trial(trial, config, dataset, folder, metric):
     """Train a trial to its end, going on from its newest checkpoint; without a dataset, it is loaded.
 
     Returns:
-      (TrialState, facts to keep, None or the UserError that says why these settings do not fit the data).
+      (TrialState, facts to keep, None or the UserError that says why these settings do not fit the data or the memory).
     """
     import jax
     from optuna.trial import TrialState
@@ -132,14 +136,19 @@ def _train_trial(trial, config, dataset, folder, metric):
         try:
             run = train.prepare(config, dataset)
             phase = train.select_phase(run)
+            watch = Watch(trial, metric, phase.finished)
+            runner = PhaseRunner(run, dataclasses.replace(phase, finished=watch), folder)
         except UserError as error:
             return TrialState.FAIL, {"ended": "failed"}, error
         folder.claim_data(*data_digests(run.dataset))
-        watch = Watch(trial, metric, phase.finished)
         try:
-            record = PhaseRunner(run, dataclasses.replace(phase, finished=watch), folder).execute()
+            record = runner.execute()
         except Diverged:
             return TrialState.PRUNED, {"ended": "diverged", "seconds": time.perf_counter() - started}, None
+        except Exception as error:
+            if not (said := out_of_memory(error)):
+                raise
+            return TrialState.FAIL, {"ended": "failed"}, UserError(said)
         watch.report(record["evaluations"])  # where the last epoch was trained, nobody asks whether to stop
     finally:
         jax.clear_caches()  # the next trial compiles its own programs
@@ -158,7 +167,7 @@ def _number(value):
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _describe(trial, state, facts, metric):
+def _describe(trial, facts, metric):
     """Return the line of a trial that is over."""
     if "value" not in facts:
         return f"trial {trial.number}: {facts['ended']}, {facts['seconds']:.0f} s; {_shown(trial.params)}"
@@ -219,7 +228,7 @@ def config_file(config: Any, lines: Sequence[str]) -> str:
         lines: of its docstring.
     """
     default, fields = (flatten(c.to_dict()) for c in (cli.load_config(str(cli.DEFAULTS)), config))
-    for name in ("data.root", "data.manual_dir", "forgetting.reference_workdir"):
+    for name in ("data.root", "data.manual_dir", "encode.models_folder", "forgetting.reference_workdir"):
         fields[name] = fields[name] and str(pathlib.Path(fields[name]).absolute())
     escaped = "\n".join(line.replace("\\", "\\\\").replace('"', '\\"') for line in lines)
     changes = [f"    config.{name} = {value!r}\n" for name, value in fields.items() if value != default[name]]

@@ -134,7 +134,7 @@ OUTSIDE = {
     "encode.missing": (1, "yes"),
     "encode.text_fields": (["title", "title"], [""], [3]),
     "encode.field_characters": (0, 1.5),
-    "encode.template": ("no fields", "{title", "{}", "{title.upper}", "{title!r}", "{title:>3}", 3),
+    "encode.template": ("no fields", "{title", "{}", "{title.upper}", "{title!r}", "{title:>3}", "{0}", "{0title}", 3),
     "encode.layer": (-1001, 1001, 0.5),
     "encode.batch_size": (0, 65537),
     "encode.revision": (3, None),

@@ -132,7 +132,8 @@ def test_files_by_another_recipe_are_never_mixed_or_overwritten(shop, letters, t
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--config.encode.text_fields=brand"], "no item has 'brand'"),
+        (["--config.encode.text_fields=brand"], "--config.encode.text_fields: no item has 'brand'"),
+        (["--config.encode.template={nmae}"], "--config.encode.template: no item has 'nmae'"),
         (["--config.data.modalities=text-minilmm"], "did you mean text-minilm?"),
         (["--config.data.modalities=image-efficientnet-lite0"], "nothing for image-efficientnet-lite0 to read"),
         (["--config.encode.template={title"], "fields in braces"),
@@ -173,6 +174,29 @@ def test_a_text_follows_fields_or_template():
     assert items.render(item, ["plot"], 4) == "long"
     assert items.render(item, [], 400, "{title}! {plot:.4} {brand}") == "A B! long"
     assert items.render(item, [], 400, "by {brand}") == ""
+
+
+def test_half_an_emoji_is_text_all_the_same():
+    assert items.render({"title": "Mug \ud83d"}, ["title"], 400).encode() == b"Mug ?"
+
+
+def test_columns_that_are_known_by_another_name_are_read_once(shop, tmp_path):
+    lines = [f"i{item:02},mug {item},Acme,http://pictures/{item}" for item in range(12)]
+    (tmp_path / "items.csv").write_text("\n".join(["what,name,brand,imUrl", *lines, ""]))
+    config = cli.load_config(shop[0].partition("=")[2])
+    cli.apply_settings(config, shop[1:])
+    found = encode.read_shop(config)
+    assert found.texts["i03"] == "mug 3. Acme" and found.recipe["fields"] == ["title", "brand"]
+
+
+def test_a_picture_that_pillow_only_warns_of_is_read(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    from kdsr_jax.encoders.pictures import open_picture
+
+    picture = image.new("P", (4, 4))
+    picture.save(tmp_path / "palette.png", transparency=bytes(range(256)))
+    (tmp_path / "broken.png").write_bytes((tmp_path / "palette.png").read_bytes()[:40])
+    assert open_picture(tmp_path / "palette.png").size == (4, 4) and open_picture(tmp_path / "broken.png") is None
 
 
 def test_a_planted_shop_misses_nothing(repository):

@@ -1,5 +1,6 @@
 """An export scores like its run, to the bit, without this package."""
 
+import errno
 import hashlib
 import json
 import re
@@ -123,9 +124,16 @@ def test_mistakes_are_one_line_and_leave_nothing(finished, exported, tmp_path, c
         return error
 
     assert "exists already" in line(f"--workdir={finished[0]}", f"--out={exported[0]}")
-    assert "there is no run here" in line(f"--workdir={tmp_path}", f"--out={tmp_path / 'new'}")
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    assert "holds no run of kdsr_jax" in line(f"--workdir={tmp_path}", f"--out={tmp_path / 'new'}")
     new = f"--out={tmp_path / 'new'}"
+    with monkeypatch.context() as patch:
+
+        def full(file, content):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(export.pathlib.Path, "write_bytes", full)
+        assert "new: cannot be written (No space left on device)" in line(f"--workdir={finished[0]}", new)
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     assert "pip install 'kdsr-jax[onnx]'" in line(f"--workdir={finished[0]}", new, "--onnx")
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     assert re.search(r"pip install 'kdsr-jax\[export\]'", line(f"--workdir={finished[0]}", f"--out={tmp_path / 'new'}"))

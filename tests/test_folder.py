@@ -99,7 +99,7 @@ LONG = HEAD + "u,a,1\n" * 300_000
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("", "interactions.csv: the log is empty: it has not even a header"),
+        ("", "interactions.csv: its first line must name the columns, and is blank"),
         ("user_id,item_id\n", "interactions.csv: the log is empty: it has no interactions"),
         ("user_id,item\nu,a\n", "interactions.csv: column 'item_id' is missing; the file has: user_id, item"),
         ("user_id,item_id,user_id\nu,a,v\n", "column 'user_id' occurs more than once"),
@@ -115,7 +115,7 @@ LONG = HEAD + "u,a,1\n" * 300_000
         (HEAD + '"",a,2\n', "interactions.csv: row 2 (line 3): 'user_id' is empty"),
         (
             'user_id,item_id\nu,a\nu,"b\nu,c\n',
-            "row 2 (line 4): 'item_id' is empty or holds a line break (an unclosed quote?)",
+            "row 2 (line 4): 'item_id' is empty, missing, or holds a line break or zero byte (an unclosed quote?)",
         ),
         (HEAD + "u,b,2014-07-23\n", "row 2 (line 3): timestamp '2014-07-23' is not a number"),
         (HEAD + "\nu,b,\n", "row 2 (line 4): timestamp '' is not a number"),
@@ -369,6 +369,24 @@ def test_a_folder_that_may_not_be_read_is_one_line(tmp_path):
 def test_a_name_that_is_too_long_for_a_folder_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"cannot be read \(File name too long\)"):
         folder.load_log(tmp_path / (300 * "x"))
+
+
+def test_a_title_that_no_item_has_and_a_column_that_occurs_twice_are_named(tmp_path):
+    ids = np.array(["", "a"])
+    (tmp_path / "items.csv").write_text("item_id,name\na,mug\n")
+    assert folder.load_items(tmp_path, ids, {"title": "name"})[1]["title"] == "mug"
+    with pytest.raises(UserError, match=r"items.csv: no item has 'nmae', which --config.data.columns.title names"):
+        folder.load_items(tmp_path, ids, {"title": "nmae"})
+    (tmp_path / "items.csv").write_text("item_id,title,title\na,mug,cup\n")
+    with pytest.raises(UserError, match=r"items.csv: column 'title' occurs more than once"):
+        folder.load_items(tmp_path, ids)
+
+
+def test_other_columns_of_the_same_files_are_another_source(tmp_path):
+    write_log(tmp_path, CSV)
+    plain, renamed = folder.find(tmp_path), folder.find(tmp_path, {"timestamp": "when"})
+    assert plain.place != renamed.place and plain.digest != renamed.digest  # neither makes the other stale
+    assert folder.find(tmp_path, {"timestamp": "timestamp"}).place == plain.place
 
 
 def test_items_are_optional(tmp_path):

@@ -182,6 +182,20 @@ def test_planted_shops_of_other_settings_live_side_by_side(cache, caplog):
     assert len(folders(cache)) == 2 and not caplog.records
 
 
+def test_what_is_read_back_is_compared_to_its_end(monkeypatch):
+    monkeypatch.setattr(prepared, "_BLOCK", 2)
+    users, items = np.array(["u", "v", "w"]), np.array(["", *"abcde"])
+    first = Interactions(np.arange(1, 6, dtype=np.int32), np.array([0, 2, 3, 5]), users, items, np.arange(5.0))
+    names = [field.name for field in dataclasses.fields(first) if getattr(first, field.name) is not None]
+    for name in names:
+        other = getattr(first, name).copy()
+        assert prepared._same(first, dataclasses.replace(first, **{name: other}))
+        other[-1] = other[-2]
+        assert not prepared._same(first, dataclasses.replace(first, **{name: other}))
+        assert not prepared._same(first, dataclasses.replace(first, **{name: other[:-1]}))
+        assert not prepared._same(first, dataclasses.replace(first, **{name: None}))
+
+
 def test_an_older_form_is_prepared_anew(cache, caplog, monkeypatch):
     shop = Shop()
     monkeypatch.setattr(prepared, "FORMAT", prepared.FORMAT - 1)

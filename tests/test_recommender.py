@@ -148,7 +148,9 @@ def test_an_explanation_has_rank_links_and_shares(recommender, reference):
 
 
 def test_a_run_of_ids_alone_recommends_and_has_no_links_of_the_student(tiny, tmp_path):
-    config = tiny("train.epochs=1", "eval.protocol=paper", variant=":sasrec")
+    # A width that nothing held against the features at hand, which are narrower and to be cut into parts.
+    config = tiny("train.epochs=1", "eval.protocol=paper", "model.dim=50", variant=":sasrec")
+    assert config.model.dim % config.teacher.num_splits
     train.train_and_evaluate(config, tmp_path / "ids")
     ids = Recommender.from_workdir(tmp_path / "ids")
     assert len(ids.recommend(["i01"], k=4)) == 4
@@ -158,12 +160,26 @@ def test_a_run_of_ids_alone_recommends_and_has_no_links_of_the_student(tiny, tmp
 
 
 def test_what_is_no_finished_run_is_refused(finished, tmp_path):
-    with pytest.raises(UserError, match="there is no run here"):
+    with pytest.raises(UserError, match="holds no run of kdsr_jax"):
         Recommender.from_workdir(tmp_path)
     shutil.copytree(finished[0], tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     with pytest.raises(UserError, match="the run is not finished"):
         Recommender.from_workdir(tmp_path / "run")
+
+
+def test_a_run_of_another_version_is_named(finished, tmp_path):
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    saved = json.loads((run / "config.json").read_text())
+    del saved["config"]["train"]["prefixes"]
+    (run / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError, match=rf"{run}: the run was trained by another version \(.*train\.prefixes: missing"):
+        Recommender.from_workdir(run)
+
+
+def test_a_text_is_no_filter(recommender):
+    with pytest.raises(UserError, match="filter: is a collection of item ids or a function, not the text 'i02'"):
+        recommender.recommend(["i01"], filter="i02")
 
 
 def test_other_data_is_refused(finished, tmp_path):

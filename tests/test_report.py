@@ -236,6 +236,10 @@ def test_pictures_of_a_folder(tmp_path, folder_data):
     contents = {
         "png.png": PNG,
         "jpg.jpg": b"\xff\xd8\xff\xe0",
+        "jpeg.jpeg": b"\xff\xd8\xff\xe0",
+        "webp.webp": b"RIFF\x0a\x00\x00\x00WEBPVP8 ",
+        "gif.gif": b"GIF89a\x01",
+        "sound.webp": b"RIFF\x0a\x00\x00\x00WAVEfmt ",
         "lies.jpg": PNG,
         "text.png": b"<svg onload=1>",
         "none.jpg": b"",
@@ -250,8 +254,12 @@ def test_pictures_of_a_folder(tmp_path, folder_data):
 
     assert found("png") == "data:image/png;base64," + base64.b64encode(PNG).decode()
     assert found("jpg").startswith("data:image/jpeg;base64,") and found("lies").startswith("data:image/png;base64,")
-    assert found("é 1") and all(is_picture(found(item_id)) for item_id in ("png", "jpg", "lies", "é 1"))
+    assert found("jpeg").startswith("data:image/jpeg;") and found("webp").startswith("data:image/webp;")
+    assert found("gif").startswith("data:image/gif;base64,")
+    pictures = ("png", "jpg", "jpeg", "webp", "gif", "lies", "é 1")
+    assert all(is_picture(found(item_id)) for item_id in pictures)
     odd = [
+        "sound",
         "text",
         "none",
         "large",

@@ -230,6 +230,39 @@ def test_settings_that_do_not_fit_the_data_are_given_up(line, tuned, tmp_path, m
 
 
 @pytest.mark.parametrize(
+    ("error", "said"), [(MemoryError(), "out of memory"), (UserError("lower the batch size"), "lower the batch size")]
+)
+def test_settings_too_large_for_the_machine_are_given_up(line, tuned, tmp_path, monkeypatch, error, said):
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        large = "train_epoch" if isinstance(error, MemoryError) else "_check_pairs"
+        patch.setattr(PhaseRunner, large, fail)
+        settings = ("distill.enabled=true", "model.tables=tuned") if large == "_check_pairs" else ()
+        code, _, err = tuned(line(tmp_path, trials=1, settings=settings))
+    assert code == 2 and f"is given up: {said}" in err and "the same command tries others" in err
+    assert [trial.state.name for trial in trials_of(tmp_path)] == ["FAIL"]
+
+
+def test_a_trial_left_before_its_settings_were_drawn_gets_those_of_its_number(opened, tmp_path, monkeypatch):
+    def killed(axis, trial):
+        raise KeyboardInterrupt
+
+    with opened(tmp_path / "whole") as whole:
+        (_, _, zero), (expected, _, one) = whole.claim(3), whole.claim(3)
+    with opened(tmp_path / "killed") as first:
+        _, _, other = first.claim(3)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(axes.Axis, "suggest", killed)
+            first.claim(3)
+        again, _, taken = first.claim(3)
+    for folder in (zero, one, other, taken):
+        folder.__exit__(None)
+    assert (again.number, again.params) == (1, expected.params)
+
+
+@pytest.mark.parametrize(
     ("tries", "changes", "complaint"),
     [
         (AXES, {"settings": ("model.dim=16",)}, "model.dim: 8 -> 16"),

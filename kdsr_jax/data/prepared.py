@@ -26,6 +26,7 @@ _logger = logging.getLogger("kdsr_jax")
 
 FORMAT = 1  # goes up when the same source would be prepared differently
 _TEMPORARY = ".tmp-"
+_BLOCK = 2**22  # numbers that are compared together
 _COPIES = 2  # of an array that is no mapped file, for a moment, when it is read back
 
 
@@ -105,8 +106,17 @@ def _keep(place: Path, origin: str, interactions: Interactions, items: list[dict
 
 def _same(first: Interactions, second: Interactions) -> bool:
     """Tell whether interactions agree to the last bit."""
-    pairs = zip(dataclasses.astuple(first), dataclasses.astuple(second), strict=True)
-    return all(left is right or left.dtype == right.dtype and np.array_equal(left, right) for left, right in pairs)
+    names = [field.name for field in dataclasses.fields(Interactions)]
+    return all(_equal(getattr(first, name), getattr(second, name)) for name in names)
+
+
+def _equal(first: np.ndarray | None, second: np.ndarray | None) -> bool:
+    """Tell whether arrays agree, block by block, as they need not fit the memory."""
+    if first is None or second is None:
+        return first is second
+    alike = first.dtype == second.dtype and first.shape == second.shape
+    blocks = (slice(begin, begin + _BLOCK) for begin in range(0, len(first), _BLOCK))
+    return alike and all(np.array_equal(first[rows], second[rows]) for rows in blocks)
 
 
 def _discard_stale(place: Path, origin: str) -> None:

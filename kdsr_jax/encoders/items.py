@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-_NO_TEXT = ("item_id", "image")
+_NO_TEXT = ("item_id", "image", "imUrl")
 
 
 def text_fields(items: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -66,4 +66,4 @@ def _as_text(value):
     if value is None or isinstance(value, dict):
         return ""
     joined = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return " ".join(joined.split())
+    return " ".join(joined.encode(errors="replace").decode().split())  # half an emoji is no UTF-8

@@ -289,7 +289,9 @@ function picker(input, list, name, key, row, pick) {
     input.focus();
     pick(entry);
   };
-  const search = () => newest(name, () => ask(name, {words: input.value}), (answer) => {
+  let answered = '';  // the words whose results are in the list
+  const search = (words) => newest(name, () => ask(name, {words}), (answer) => {
+    answered = words;
     const found = answer[key], rest = answer.found - found.length;
     const entries = found.map((entry) => make('li', {}, make('button', {type: 'button', click: () => choose_(entry)}, ...row(entry))));
     const note = !found.length ? 'nothing found' : rest ? `and ${rest.toLocaleString('en')} more` : null;
@@ -298,13 +300,13 @@ function picker(input, list, name, key, row, pick) {
   let timer;
   input.addEventListener('input', () => {
     clearTimeout(timer);
-    if (input.value.trim()) timer = setTimeout(search, 120);
+    if (input.value.trim()) timer = setTimeout(() => search(input.value), 120);
     else close();
   });
   input.parentElement.addEventListener('keydown', (event) => {
     const buttons = [...list.querySelectorAll('button')], at = buttons.indexOf(document.activeElement);
     if (event.key === 'Escape') close();
-    else if (event.key === 'Enter' && event.target === input && buttons.length) buttons[0].click();
+    else if (event.key === 'Enter' && event.target === input) { if (buttons.length && answered === input.value) buttons[0].click(); }
     else if (event.key === 'ArrowDown' && buttons.length) buttons[Math.min(at + 1, buttons.length - 1)].focus();
     else if (event.key === 'ArrowUp' && at >= 0) (at ? buttons[at - 1] : input).focus();
     else return;

@@ -10,15 +10,18 @@ from kdsr_jax.data.sources.folder import place
 from kdsr_jax.data.sources.planted import icon
 
 MOST_BYTES = 64 * 1024  # of one file; larger ones are left out, as a page should stay small
-_KINDS = {b"\xff\xd8\xff": "jpeg", b"\x89PNG\r\n\x1a\n": "png"}
-_URI = re.compile(r"data:image/(?:jpeg|png|svg\+xml);base64,[A-Za-z0-9+/]+={0,2}")
+_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+_STARTS = {"jpeg": rb"\xff\xd8\xff", "png": rb"\x89PNG\r\n\x1a\n", "webp": rb"RIFF.{4}WEBP", "gif": rb"GIF8[79]a"}
+_KINDS = {kind: re.compile(start, re.DOTALL) for kind, start in _STARTS.items()}
+_LONGEST_START = 12
+_URI = re.compile(r"data:image/(?:jpeg|png|webp|gif|svg\+xml);base64,[A-Za-z0-9+/]+={0,2}")
 
 
 class Picture(NamedTuple):
     """A picture that was found.
 
     Attributes:
-        kind: "jpeg", "png" or "svg+xml".
+        kind: "jpeg", "png", "webp", "gif" or "svg+xml".
         read: returns its content, b"" where it cannot be read any more.
     """
 
@@ -29,8 +32,8 @@ class Picture(NamedTuple):
 def find_picture(item_id: str, item: dict, dataset, root: str, most_bytes: int = MOST_BYTES) -> Picture | None:
     """Find an item's picture; None where there is none.
 
-    The planted shop draws it; a folder data set may have ``<root>/<name>/images/<item_id>.jpg`` or ``.png``. What is not
-    a small JPEG or PNG file by its first bytes counts as no picture.
+    The planted shop draws it; a folder data set may have ``<root>/<name>/images/<item_id>.jpg``, or with another of
+    ``_ENDINGS``. What is not a small file of one of these kinds by its first bytes counts as no picture.
 
     Args:
         item_id: raw id.
@@ -44,10 +47,10 @@ def find_picture(item_id: str, item: dict, dataset, root: str, most_bytes: int =
     folder = place(root, dataset.name) / "images"
     if not root or item_id in (".", "..") or pathlib.PurePath(item_id).name != item_id:
         return None  # an id is no path
-    for ending in (".jpg", ".png"):
+    for ending in _ENDINGS:
         file = folder / (item_id + ending)
-        first = _read_small(file, most_bytes, max(map(len, _KINDS)))
-        kind = next((kind for start, kind in _KINDS.items() if first.startswith(start)), None)
+        first = _read_small(file, most_bytes, _LONGEST_START)
+        kind = next((kind for kind, start in _KINDS.items() if start.match(first)), None)
         if kind:
             return Picture(kind, lambda: _read_small(file, most_bytes, most_bytes))  # noqa: B023 - returned at once
     return None

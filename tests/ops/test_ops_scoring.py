@@ -24,7 +24,7 @@ def pair(seed, size=6):
 
 
 def test_table_of_functions_has_the_four_names():
-    assert tuple(scoring.SCORE_FNS) == NAMES
+    assert tuple(scoring.SCORE_FNS)[: len(NAMES)] == NAMES
     assert all(fn is getattr(scoring, name) for name, fn in scoring.SCORE_FNS.items())
 
 

@@ -50,7 +50,10 @@ class Ids:
         # A missing id has code -1, which picks the True at the end; a quote that is never closed swallows whole rows.
         rows = np.flatnonzero(np.append(bad.to_numpy(zero_copy_only=False), True)[codes])
         if len(rows):
-            raise BadValue(int(rows[0]), f"{self._name!r} is empty or holds a line break (an unclosed quote?)")
+            raise BadValue(
+                int(rows[0]),
+                f"{self._name!r} is empty, missing, or holds a line break or zero byte (an unclosed quote?)",
+            )
         self._waiting.append(encoded)
         self._rows += len(encoded)
         if self._rows >= _MERGED_ROWS:

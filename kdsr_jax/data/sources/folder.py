@@ -61,11 +61,13 @@ def find(folder: str | Path, columns: Mapping[str, str] | None = None) -> Source
     """
     items = _find_one(Path(folder), ITEM_NAMES)
     digest = digest_of_files([*_log_files(folder), *([items] if items else [])])
+    place = os.path.abspath(folder)
     if renamed := {ours: theirs for ours, theirs in (columns or {}).items() if ours != theirs}:
         digest = hashlib.sha256(f"{digest} {sorted(renamed.items())}".encode()).hexdigest()
+        place = f"{place} {sorted(renamed.items())}"  # read by other columns, the same files are another source
     return Source(
         "folder",
-        os.path.abspath(folder),
+        place,
         digest,
         lambda: load_log(folder, columns),
         lambda item_ids: load_items(folder, item_ids, columns),
@@ -137,6 +139,8 @@ def load_items(folder: str | Path, item_ids: np.ndarray, columns: Mapping[str, s
             raise UserError(f"{where}: item {str(item_id)!r} occurs a second time")
         title = {"title": item[called["title"]]} if called["title"] in item else {}
         metadata[str(item_id)] = item | title | {"item_id": str(item_id)}
+    if called["title"] != "title" and metadata and not any("title" in item for item in metadata.values()):
+        raise UserError(f"{path}: no item has {called['title']!r}, which --config.data.columns.title names")
     ignored = len(metadata.keys() - set(item_ids.tolist()))
     if ignored:
         _logger.warning("%s: ignored %s items outside the log", path, f"{ignored:,}")
@@ -182,6 +186,8 @@ def _item_rows(path: Path, id_column: str) -> Iterator[tuple[str, dict]]:
     """Yield place and object of every row of a table of item metadata, of what JSON can hold; empty cells are left out."""
     if id_column not in (names := tables.column_names(path)):
         raise UserError(f"{path}: column {id_column!r} is missing; the file has: {', '.join(names)}")
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise UserError(f"{path}: column {twice[0]!r} occurs more than once")
     for row, values in enumerate(tables.rows(path), 1):
         item = {name: value for name, value in values.items() if value not in (None, "")}
         yield f"{path}: row {row}", json.loads(json.dumps(item, default=str))

@@ -164,7 +164,7 @@ def _header(file: BinaryIO, path: Path) -> list[str]:
     except csv.Error as error:
         raise UserError(f"{path}: row 0 (line 1, the header): not readable as csv ({error})") from None
     if not names:
-        raise UserError(f"{path}: the log is empty: it has not even a header")
+        raise UserError(f"{path}: its first line must name the columns, and is blank")
     return names
 
 

@@ -8,6 +8,8 @@ of all rows to one; "gate", softmax over the rows of an MLP L -> L -> 1, weighte
 attributes is ``model.cluster_weight``, which serves every backbone.
 
 Deviations from the source:
+- the auxiliary task is off unless ``model.cluster_weight`` is set (the source's weight: 10 on Beauty, 5 on Sports and Toys), and its
+  attributes are clusters of the features;
 - concat and gate read scores at later positions and padding as zero; the source fuses first and masks after, which shows
   the future to a model that is trained on all positions;
 - attributes are the modalities' dense vectors, projected straight to dim / 2 (the source: categories, embedded in width 64);

@@ -13,6 +13,7 @@ a candidate it has the score 0, that of a right angle, whatever the history.
 Warm-up (``model.warmup_epochs``), the source's contrastive pre-training on the items at hand: ``contrasts``.
 
 Deviations from the source:
+- the warm-up is off unless ``model.warmup_epochs`` is set;
 - right padding; the mask item is always after the last item and nothing else is masked (the source: the last item of a longer
   prefix, and a fifth of the others);
 - dense features as the teacher condenses them, not of CLIP; no pre-training on another corpus;
@@ -57,7 +58,7 @@ class MMSRec(Backbone):
         """Encode N single items; see ``Backbone``. Returns [N, dim]; a product with a representation is a score."""
         return self._look(inputs, [self.modalities], deterministic)[0] / self.score_temperature
 
-    def contrasts(self, inputs, deterministic=False):
+    def contrasts(self, inputs, deterministic):
         """Look at single items twice, through some of their modalities each time, for contrastive training.
 
         The terms compare each modality with itself and with every other one and, if there are several modalities, all of them
