@@ -136,13 +136,11 @@ def _describe_items(run, examples):
     for item in sorted(named):
         item_id = str(dataset.interactions.item_ids[item])
         known = dataset.items[item] if dataset.items else {}
-        title = known.get("title")
-        title = " ".join(title.split()) if isinstance(title, str) else ""
         picture = item_picture(item_id, known, dataset, run.config.data.root)
         spent += len(picture or "")
         described[str(item)] = {
             "id": item_id,
-            "title": title or item_id,
+            "title": dataset.title(item) or item_id,
             "picture": picture if spent <= PICTURE_BYTES else None,
         }
     return described

@@ -117,9 +117,7 @@ class Recommender:
 
     def title(self, item: Any) -> str:
         """Return an item's title in one line; "" where it has none."""
-        items = self.dataset.items
-        title = items[self.number(item)].get("title") if items else None
-        return " ".join(title.split()) if isinstance(title, str) else ""
+        return self.dataset.title(self.number(item))
 
     def recommend(self, history: Iterable, k: int = 10, **options: Any) -> list[Recommendation]:
         """Recommend after one history; see ``recommend_all``."""

@@ -38,6 +38,11 @@ class Dataset:
     items: list[dict] | None = None
     oracle: planted.PlantedShop | None = None
 
+    def title(self, number: int) -> str:
+        """Return the title of an item, by its index, in one line; "" where it has none."""
+        title = self.items[number].get("title") if self.items else None
+        return " ".join(title.split()) if isinstance(title, str) else ""
+
 
 def load_dataset(data, modalities: Iterable[str] | None = None) -> Dataset:
     """Load what the data part of a config names.

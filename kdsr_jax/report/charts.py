@@ -89,8 +89,8 @@ def line_chart(
         return _empty(title)
     xs, ys = [x for x, _ in flat], [y for _, y in flat]
     y_ticks = log_ticks(min(ys), max(ys)) if log_y else nice_ticks(0 if from_zero else min(ys), max(ys), cover=True)
-    labels = _end_labels(kept, (y_ticks[0], y_ticks[-1]), log_y)
-    right = max(map(_text_width, labels.values()), default=0) + (10 if labels else 12)
+    labeled = _has_end_labels(kept, (y_ticks[0], y_ticks[-1]), log_y)
+    right = max(map(_text_width, kept)) + 10 if labeled else 12
     heading = _wrap(title, 46)
     frame = _Frame(
         left=max(_text_width(text) for text in tick_texts(y_ticks)) + 10,
@@ -106,12 +106,12 @@ def line_chart(
     for number, (name, points) in enumerate(kept.items()):
         parts.append(_line(frame, number % _COLOURS, name, points, x_label))
     for number, name in enumerate(kept):
-        if name in labels:
+        if labeled:
             y = frame.down(kept[name][-1][1]) + 4
             parts.append(
                 f'<text class="s{number % _COLOURS}" x="{frame.right + 6:.1f}" y="{y:.1f}">{_safe(name)}</text>'
             )
-    legend, rows = ("", 0) if labels or len(kept) == 1 else _legend(list(kept), frame.bottom + 46, lines=True)
+    legend, rows = ("", 0) if labeled or len(kept) == 1 else _legend(list(kept), frame.bottom + 46, lines=True)
     return _svg(heading, title, _describe(kept, x_label, y_label), [*parts, legend], frame.bottom + 40 + rows * _LINE)
 
 
@@ -206,15 +206,15 @@ def _drawable(points, log_y):
     return [(x, y if not log_y or y > 0 else math.nan) for x, y in kept]
 
 
-def _end_labels(series, span, log_y):
-    """Return the names to write at the lines' ends, if they all end at one x, are short and lie apart; else none."""
+def _has_end_labels(series, span, log_y):
+    """Say whether names can be written at the lines' ends: these all have one x and lie apart, and the names are short."""
     ends = [points[-1] if points else (math.nan, math.nan) for points in series.values()]
     if not 1 < len(series) <= 6 or any(not math.isfinite(y) for _, y in ends) or len({x for x, _ in ends}) > 1:
-        return {}
+        return False
     frame = _Frame(0, 1, 0, (0, 1), span, log_y)
     heights = sorted(frame.down(y) for _, y in ends)
     apart = all(b - a >= 12 for a, b in itertools.pairwise(heights))
-    return {name: name for name in series} if apart and max(map(_text_width, series)) <= 90 else {}
+    return apart and max(map(_text_width, series)) <= 90
 
 
 def _axes(frame, ticks, y_label):
