@@ -22,7 +22,7 @@ import tempfile
 import time
 
 from experiments import floor, performance
-from experiments.processes import SCRIPT, contestant, medians, take_turns
+from experiments.processes import SCRIPT, contestant, medians, read_entry, take_turns
 from experiments.records import current_commit, write_json
 from experiments.study import DATASETS
 from kdsr_jax.config import BACKBONES
@@ -129,8 +129,7 @@ def measure(dataset, arguments, settings, other=None):
         hardware = workers["machine"].ask("machine")
         for name, (entry, tree) in entries.items():
             workers[name] = start(name, tree)
-            variant, *changes = entry.split("+")
-            words = [*settings, *(f"--config.{change}" for change in changes)]
+            variant, words = read_entry(entry, settings)
             work[name] = workers[name].ask(
                 "start", config=f"configs/{dataset}.py:{variant}", settings=words, phase="select"
             )

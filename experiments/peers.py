@@ -20,7 +20,7 @@ import sys
 import numpy as np
 
 from experiments import performance
-from experiments.processes import Worker, contestant, medians, take_turns
+from experiments.processes import Worker, contestant, medians, read_entry, take_turns
 from experiments.records import write_json
 from kdsr_jax import cli
 from kdsr_jax.config import validate
@@ -83,16 +83,13 @@ def compare(arguments, settings):
     Raises:
       UserError: an unknown model or setting, or there is no environment for the peers.
     """
-    entries = {entry: entry.split("+") for entry in arguments.models.split(",")}
-    if unknown := [model for model, *_ in entries.values() if model not in PEERS]:
+    settings = [*(f"--config.{name}={value}" for name, value in SHARED.items()), *settings]
+    entries = {entry: read_entry(entry, settings) for entry in arguments.models.split(",")}
+    if unknown := [model for model, _ in entries.values() if model not in PEERS]:
         raise UserError(f"--models: there is no {unknown[0]!r} to compare with; there are {', '.join(PEERS)}")
     if not os.path.exists(arguments.python):
         raise UserError(f"{arguments.python} is missing; run make -C benchmarks/peers, or name another --python")
-    settings = [*(f"--config.{name}={value}" for name, value in SHARED.items()), *settings]
-    words = {
-        entry: [*settings, *(f"--config.{change}" for change in changes)] for entry, (_, *changes) in entries.items()
-    }
-    configs = {entry: read_config(f"{arguments.config}:{entries[entry][0]}", words[entry]) for entry in entries}
+    configs = {entry: read_config(f"{arguments.config}:{model}", words) for entry, (model, words) in entries.items()}
     config = next(iter(configs.values()))
     name, folder = config.data.name, pathlib.Path(arguments.folder).absolute()
     parts = write_atomic_files(load_dataset(config.data, ()).interactions, folder, name, config.data.max_length)
@@ -100,7 +97,7 @@ def compare(arguments, settings):
     for entry, config in configs.items():
         row = saved.setdefault(name, {}).setdefault(entry, {})
         with contextlib.ExitStack() as stack:
-            pair = Pair(entry, config, arguments, words[entry], folder, parts, stack)
+            pair = Pair(entry, config, arguments, entries[entry][1], folder, parts, stack)
             if arguments.rounds:
                 row |= pair.speed(arguments.rounds, arguments.steps)
                 write_json(arguments.out, saved)

@@ -62,6 +62,12 @@ def contestant(name, tree=None, **environment):
     return Worker(name, [sys.executable, "-P", str(SCRIPT)], cwd=tree, env=os.environ | settings)
 
 
+def read_entry(entry, settings):
+    """Return (variant, words) of VARIANT+FIELD=VALUE...: the words are --config.FIELD=VALUE, settings first."""
+    variant, *changes = entry.split("+")
+    return variant, [*settings, *(f"--config.{change}" for change in changes)]
+
+
 def in_turns(names, rounds):
     """Yield all names once a round, every other round backwards, so that none always comes after the same other one."""
     for number in range(rounds):

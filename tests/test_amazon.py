@@ -43,7 +43,6 @@ ITEMS = {
         "description": "It's \\d fine",
         "categories": [["Beauty", "Skin"]],
         "price": 5.2,
-        "imUrl": "http://x/a.jpg",
     },
     "B00B": {"item_id": "B00B", "title": "<script>", "categories": [["Beauty"]]},
 }

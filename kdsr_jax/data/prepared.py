@@ -24,7 +24,7 @@ from kdsr_jax.data.spill import machine_memory
 
 _logger = logging.getLogger("kdsr_jax")
 
-FORMAT = 1  # goes up when the same source would be prepared differently
+FORMAT = 2  # goes up when the same source would be prepared differently
 _TEMPORARY = ".tmp-"
 _BLOCK = 2**22  # numbers that are compared together
 _COPIES = 2  # of an array that is no mapped file, for a moment, when it is read back

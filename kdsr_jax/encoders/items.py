@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-_NO_TEXT = ("item_id", "image", "imUrl")
+_NO_TEXT = ("item_id", "image")
 
 
 def text_fields(items: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -31,7 +31,7 @@ CATEGORIES = {
 }
 ADDRESS = "http://snap.stanford.edu/data/amazon/productGraph/categoryFiles/"
 _TEXTS = ("title", "brand", "description")
-_FIELDS = (*_TEXTS, "categories", "price", "imUrl")
+_FIELDS = (*_TEXTS, "categories", "price")
 _FIRST_KEY = re.compile(rb"""\{['"]asin['"]: ?['"]([^'"\\]*)['"]""")
 _NOT_A_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 
